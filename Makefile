@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help run test test-all lint bench
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+run: $(STAMP)  ## set everything up and run the default experiments
+	$(BIN)/python spectrum_bounds.py
+	$(BIN)/python hyperparam_selection.py
+
+test: $(STAMP)  ## set everything up and run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)  ## the slow checks as well
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## time it beside the obvious routes, as ratios in one run
+	$(BIN)/python bench.py
