@@ -1,9 +1,7 @@
 """What every layer saw in one batched forward and backward pass: its input and the error of its output.
 
 For a loss summed over the batch, the gradient of one sample with respect to a layer's parameters follows from that
-sample's rows of the layer's input and of the back-propagated error of its output. Calls are intercepted where they
-use a parameter (`torch.nn.functional.linear` and the like), not at modules, so that parameters which a module hands to
-a function, shares or reuses are seen too.
+sample's rows of the layer's input and of the back-propagated error of its output.
 
 Reference: Goodfellow, "Efficient per-example gradient computations", arXiv 1510.01799.
 """

@@ -13,8 +13,10 @@ from dattri.benchmark.models.resnet9.resnet9 import ResNet9
 from torch import nn
 
 from common.errors import UserError
+from common.layer_capture import capture_layers
 from common.layer_gradients import LayerwiseGradients, per_sample_gradients
 from common.layer_layout import layer_layout, unsupported_parameters
+from common.layer_products import matrix_shape, select_rows, write_products
 from common.losses import cross_entropy
 from common.records import Examples
 from tests.reference_gradients import one_by_one_gradients
@@ -142,6 +144,12 @@ CASES = {
     "repeated_tokens": lambda: (TokenModel(False), cross_entropy, torch.randint(0, 4, (7, 9)), classes(7, 11)),
     "tied_weights": lambda: (TokenModel(True), cross_entropy, torch.randint(0, 4, (7, 9)), classes(7, 11)),
     "repeated_layer": lambda: (RepeatedLayer(), cross_entropy, torch.randn(7, 5), classes(7, 3)),
+    "few_positions": lambda: (
+        nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Flatten(), nn.Linear(60, 3)),
+        cross_entropy,
+        torch.randn(7, 2, 40),
+        classes(7, 3),
+    ),
     "repeated_conv": lambda: (RepeatedConv(), cross_entropy, torch.randn(7, 2, 5, 5), classes(7, 3)),
     "folded_sequence": lambda: (FoldedSequence(True), cross_entropy, torch.randn(7, 5, 4), classes(7, 6)),
 }
@@ -183,7 +191,9 @@ def test_gradients_equal_one_by_one_backward_passes(name, dtype):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0], ids=["one_pass", "some_passes", "a_pass_a_row"])
-@pytest.mark.parametrize("name", ["mlp", "conv", "transformer", "tied_weights", "repeated_tokens", "repeated_conv"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "few_positions", "conv", "transformer", "tied_weights", "repeated_tokens", "repeated_conv"]
+)
 def test_gram_and_column_blocks_equal_the_multiplied_out_ones(name, share):
     if share == 0 and name in ("mlp", "transformer", "tied_weights"):
         pytest.skip("thousands of passes; the smaller models show the same")
@@ -204,6 +214,19 @@ def test_gram_and_column_blocks_equal_the_multiplied_out_ones(name, share):
     widths = torch.tensor([block.shape[1] for block in blocks])
     assert list(starts) == [0, *widths.cumsum(0)[:-1].tolist()]
     assert largest_relative_row_error(torch.cat(blocks, dim=1), expected) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["few_positions", "conv", "repeated_tokens"])
+def test_rows_selected_from_a_capture_give_those_rows_of_the_gradient(name):
+    model, loss, examples = make_case(name)
+    layout = layer_layout(model, loss, examples)
+    for parameter, captures in capture_layers(model, loss, examples.inputs, examples.targets, layout).items():
+        rows, cols = matrix_shape(model.get_parameter(parameter))
+        whole = torch.empty(len(examples), rows * cols)
+        part = torch.empty(len(examples), (rows - 1) * cols)
+        write_products(captures, slice(0, rows), cols, whole)
+        write_products([select_rows(c, slice(1, rows)) for c in captures], slice(0, rows - 1), cols, part)
+        torch.testing.assert_close(part, whole[:, cols:])
 
 
 def test_what_a_pass_keeps_stays_within_the_memory_asked_for():

@@ -200,3 +200,18 @@ def test_derived_seeds_differ_between_purposes():
     seeds = {derive_seed(a, b) for a in range(20) for b in range(1, 20)} | {derive_seed(a) for a in range(1, 20)}
     assert len(seeds) == 20 * 19 + 19
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_numbers_of_small_models_do_not_depend_on_the_number_of_cores():
+    workload = tiny_workload(dropout_perceptron)
+    threads = torch.get_num_threads()
+    states = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            alone = train_model(workload, SUBSETS[0], 3, "cpu").state_dict()
+            states.append([alone, *train_together(workload, SUBSETS, SEEDS, "cpu")])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(largest_difference(a, b) == 0 for a, b in zip(*states, strict=True))
