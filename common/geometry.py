@@ -1,0 +1,116 @@
+"""Orthonormal coordinates of every gradient, the eigenvalues of F, and the effective dimension.
+
+All that influence scores need of the gradients is their inner products. So the (N, N) Gram matrix of the unit
+gradients is factored once, and every gradient becomes at most N float64 numbers instead of d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.linalg import lapack
+from torch import Tensor
+
+# A row of the unit Gram matrix whose remaining squared length falls below this is taken to lie in the span of the
+# rows before it: inner products of unit rows carry rounding errors of a few 1e-16, times the number of rows.
+RANK_TOLERANCE = 1e-13
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Training and query gradients in the eigenbasis of F = GᵀG/n on their joint span; all float64."""
+
+    eigenvalues: Tensor
+    """(r,) eigenvalues of F, descending; exactly 0 for the last directions, which only queries have."""
+    rank: int
+    """Numerical rank of the training gradients; the first `rank` directions span range(F)."""
+    rows: Tensor
+    """(N, r) coordinates of all gradients scaled to unit length, training rows first; a zero gradient stays zero."""
+    norms: Tensor
+    """(N,) lengths of the gradients."""
+    num_train: int
+    """n: the first n rows are the training gradients, the rows of G."""
+    query_rows: Tensor
+    """(k,) int64, the rows that are queries: training rows, or rows behind them."""
+
+    @property
+    def queries(self) -> Tensor:
+        """(k, r) coordinates of the unit query gradients."""
+        return self.rows[self.query_rows]
+
+    @property
+    def outside_energy(self) -> Tensor:
+        """(k,) share of each query's squared length that lies outside range(F), in [0, 1]."""
+        return self.queries[:, self.rank :].square().sum(1)
+
+    def query_weights(self) -> Tensor:
+        """Return the (k, N) float64 weights whose product with the unit rows gives the queries."""
+        return torch.nn.functional.one_hot(self.query_rows, len(self.rows)).double()
+
+    def subset_weights(self, subsets: Tensor) -> Tensor:
+        """Return the (S, N) weights whose product with the unit rows gives the sums of the actual gradients.
+
+        `subsets` is (S, h) int64: training samples of each subset.
+        """
+        weights = torch.zeros(len(subsets), len(self.rows), dtype=torch.float64, device=self.rows.device)
+        return weights.scatter_(1, subsets.to(self.rows.device), 1.0) * self.norms
+
+
+def effective_dimension(eigenvalues: Tensor, ridge: float | Tensor) -> Tensor:
+    """Return d_λ = tr F(F+λI)⁻¹ = Σ s/(s+λ) for one ridge or a tensor of ridges; 0/0 counts as 0."""
+    ridge = torch.as_tensor(ridge, dtype=eigenvalues.dtype, device=eigenvalues.device)
+    positive = eigenvalues[eigenvalues > 0]
+    return (positive / (positive + ridge.unsqueeze(-1))).sum(-1)
+
+
+def build_geometry(unit_gram: Tensor, norms: Tensor, num_train: int, query_rows: Tensor) -> Geometry:
+    """Return the coordinates of all gradients from the Gram matrix of their unit vectors.
+
+    Training rows are factored first (pivoted Cholesky, G̃G̃ᵀ = LLᵀ), queries are expressed in the directions found
+    and in new ones for what is left of them; the training directions are then rotated to the eigenvectors of
+    F = Lᵀ diag(norms²) L / n. Working with unit rows keeps the relative accuracy of gradients whose norm is 1e-10 of
+    the largest.
+
+    Args:
+        unit_gram: (N, N) float64 Gram matrix of the rows scaled to unit length; training rows first.
+        norms: (N,) float64 lengths of the rows.
+        num_train: n, the number of training rows.
+        query_rows: (k,) int64 rows that are queries; training rows, or rows behind them.
+    """
+    pivots, factor = _pivoted_cholesky(unit_gram[:num_train, :num_train])
+    rank = factor.shape[1]
+    others = torch.arange(num_train, len(unit_gram), device=unit_gram.device)
+    inside = torch.linalg.solve_triangular(factor[pivots], unit_gram[pivots][:, others], upper=False).T
+    _, outside = _pivoted_cholesky(unit_gram[others][:, others] - inside @ inside.T)
+
+    weighted = factor * norms[:num_train, None]
+    eigenvalues, vectors = torch.linalg.eigh(weighted.T @ weighted / num_train)
+    # rounding leaves eigenvalues of the positive semidefinite F down to about -1e-16 times the largest
+    eigenvalues, vectors = eigenvalues.flip(0).clamp(min=0), vectors.flip(1)
+
+    extra = outside.shape[1]
+    pad = torch.nn.functional.pad
+    train = pad(factor @ vectors, (0, extra))
+    rows = torch.cat([train, torch.cat([inside @ vectors, outside], dim=1)])
+    return Geometry(pad(eigenvalues, (0, extra)), rank, rows, norms, num_train, query_rows.to(rows.device))
+
+
+def coordinates(gram: Tensor) -> Tensor:
+    """Return (N, r) rows with the given (N, N) Gram matrix; r is its numerical rank."""
+    return _pivoted_cholesky(gram)[1]
+
+
+def _pivoted_cholesky(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (r,) pivot rows and the (N, r) factor L with LLᵀ = gram, L[pivots] lower triangular."""
+    # dpstrf takes its first pivot without looking at the tolerance
+    if not (gram.diagonal() > RANK_TOLERANCE).any():
+        return torch.zeros(0, dtype=torch.int64, device=gram.device), gram.new_zeros(len(gram), 0)
+    # torch has no pivoted Cholesky on any device
+    factored, order, rank, info = lapack.dpstrf(gram.cpu().numpy(), lower=1, tol=RANK_TOLERANCE)
+    if info < 0:
+        raise ValueError(f"pivoted Cholesky: argument {-info} is invalid")
+    order = torch.from_numpy(order.astype("int64") - 1)
+    factor = torch.zeros(len(gram), rank, dtype=torch.float64)
+    factor[order] = torch.from_numpy(factored)[:, :rank].tril()
+    return order[:rank].to(gram.device), factor.to(gram.device)

@@ -1,0 +1,278 @@
+"""Per-sample gradients of a trained model, one row a sample: stored where `--offload` says, or recomputed.
+
+Columns follow `model.named_parameters()`, each parameter flattened row by row (C order). Whoever reads them gets
+rows scaled to unit length, by column blocks; the lengths stand beside them. Gradients of a trained model spread over
+ten orders of magnitude, and inner products of the shortest would drown in the rounding of the longest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.layer_capture import LayerLayout
+from common.layer_gradients import LayerwiseGradients, per_sample_gradients
+from common.layer_layout import layer_layout
+from common.records import Examples, Workload
+from common.storage import make_folder, writing_to
+
+BLOCK_BYTES = 2**26
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Gradients(Protocol):
+    """N per-sample gradients of d parameters."""
+
+    num_rows: int
+    """N."""
+    num_columns: int
+    """d."""
+    norms: Tensor
+    """(N,) float64 lengths of the gradients."""
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+
+    def unit_gram(self) -> Tensor:
+        """Return the (N, N) float64 Gram matrix of the rows scaled to unit length."""
+
+
+class StoredGradients:
+    """Gradients kept on the device, in RAM, or in a temporary file.
+
+    Rows are stored with root mean square 1, so that 16-bit numbers neither overflow nor vanish.
+    """
+
+    def __init__(self, num_rows: int, num_columns: int, offload: str, dtype: torch.dtype, cache_dir: Path, device):
+        self.num_rows, self.num_columns, self.device = num_rows, num_columns, device
+        self.norms = torch.zeros(num_rows, dtype=torch.float64, device=device)
+        self._rows = (
+            _DiskRows(cache_dir, num_rows, num_columns, dtype)
+            if offload == "disk"
+            else _RamRows(
+                torch.empty(num_rows, num_columns, dtype=dtype, device=device if offload == "none" else "cpu")
+            )
+        )
+
+    def write(self, start: int, gradients: Tensor) -> None:
+        """Store (B, d) gradients as rows start, start + 1, ..."""
+        rows = slice(start, start + len(gradients))
+        norms = gradients.double().norm(dim=1)
+        self.norms[rows] = norms
+        scale = self.num_columns**0.5 * _inverse(norms)
+        self._rows.write(start, gradients.double() * scale[:, None])
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+        width = max(1, BLOCK_BYTES // (4 * self.num_rows))
+        for start in range(0, self.num_columns, width):
+            block = self._rows.read(start, min(start + width, self.num_columns)).to(self.device)
+            yield start, block.float() / self.num_columns**0.5
+
+    def unit_gram(self) -> Tensor:
+        """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
+        gram = torch.zeros(self.num_rows, self.num_rows, dtype=torch.float64, device=self.device)
+        blocks = tqdm(self.unit_blocks(), "Gram matrix", unit="block", file=sys.stderr, disable=None, leave=False)
+        for _, block in blocks:
+            _add_lower_gram(gram, block.double())
+        gram = gram.tril() + gram.tril(-1).T
+        # storage rounds, so stored rows have unit length only to about the precision of their dtype
+        scale = _inverse(gram.diagonal().sqrt())
+        return gram * scale[:, None] * scale
+
+
+class RecomputedGradients:
+    """Gradients that are never stored: every use recomputes them layer by layer."""
+
+    def __init__(self, layerwise: LayerwiseGradients):
+        self._layerwise = layerwise
+        self.num_rows, self.num_columns = layerwise.num_rows, layerwise.dim
+        self._gram, self.norms = layerwise.gram()
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+        scale = _inverse(self.norms)[:, None]
+        for start, block in self._layerwise.column_blocks(BLOCK_BYTES):
+            # scaled in float64: 1e-40 may be an entry of a gradient, but not of a float32 product
+            yield start, (block.double() * scale).float()
+
+    def unit_gram(self) -> Tensor:
+        """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
+        return self._gram
+
+
+def make_gradients(
+    workload: Workload,
+    model: nn.Module,
+    parts: list[tuple[str, Examples]],
+    batch_size: int,
+    offload: str | None,
+    dtype: torch.dtype,
+    cache_dir: Path,
+    device: torch.device,
+) -> tuple[Gradients, str]:
+    """Return the gradients of workload.loss at every sample of every part, and the offload mode used.
+
+    Batch norm and dropout are in eval mode, so each row is the gradient of one sample's loss alone. Where every layer
+    is supported (common/layer_layout.py) rows come from one batched backward pass, else from torch.func.vmap of grad.
+
+    Args:
+        workload: gives the loss.
+        model: in eval mode, on `device`.
+        parts: (name for messages, samples), for example [("training", ...), ("test", ...)].
+        batch_size: samples per batch.
+        offload: `none` (device), `cpu` (RAM), `disk` (a temporary file in `cache_dir`), `recompute` (nothing is
+            stored), or None: recompute where every layer is supported, else cpu.
+        dtype: of stored gradients.
+        cache_dir: folder of the file.
+        device: where gradients are computed and blocks delivered.
+
+    Raises:
+        UserError: a gradient is not finite (says which sample and parameter), a layer is not supported by
+            `recompute`, or disk or memory do not suffice.
+    """
+    examples = Examples(torch.cat([part.inputs for _, part in parts]), torch.cat([part.targets for _, part in parts]))
+    layout = layer_layout(model, workload.loss, examples)
+    if offload is None:
+        offload = "cpu" if layout.unsupported else "recompute"
+    if offload == "recompute":
+        layerwise = LayerwiseGradients(model, workload.loss, examples, batch_size, layout=layout)
+        print(
+            f"gradients: nothing stored; {_gigabytes(layerwise.kept_bytes)} of layer inputs and errors in RAM, "
+            f"{layerwise.num_passes} pass(es) over the samples a use"
+        )
+        gradients = RecomputedGradients(layerwise)
+        _check_norms(gradients.norms, workload, model, parts, examples)
+        return gradients, offload
+    num_columns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    _announce(len(examples), num_columns, offload, dtype, cache_dir)
+    gradients = StoredGradients(len(examples), num_columns, offload, dtype, cache_dir, device)
+    compute = compute_by_vmap(workload, model) if layout.unsupported else compute_by_layers(workload, model, layout)
+    with tqdm(total=len(examples), desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False) as bar:
+        for start in range(0, len(examples), batch_size):
+            batch = examples.subset(slice(start, start + batch_size))
+            gradients.write(start, compute(batch.inputs.to(device), batch.targets.to(device)))
+            bar.update(len(batch))
+    _check_norms(gradients.norms, workload, model, parts, examples)
+    return gradients, offload
+
+
+def compute_by_layers(workload: Workload, model: nn.Module, layout: LayerLayout) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return (inputs, targets) -> (B, d) gradients, by hooks on one batched backward pass."""
+    return lambda inputs, targets: per_sample_gradients(model, workload.loss, inputs, targets, layout)
+
+
+def compute_by_vmap(workload: Workload, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return (inputs, targets) -> (B, d) gradients, by torch.func.vmap over torch.func.grad."""
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    others = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    buffers = {name: b.detach() for name, b in model.named_buffers()} | others
+
+    def sample_loss(values, inputs, target):
+        outputs = torch.func.functional_call(model, (values, buffers), (inputs[None],))
+        return workload.loss(outputs, target[None]).squeeze(0)
+
+    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
+
+    def compute(inputs, targets):
+        gradients = per_sample(parameters, inputs, targets)
+        return torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
+
+    return compute
+
+
+def _check_norms(norms: Tensor, workload: Workload, model: nn.Module, parts: list, examples: Examples) -> None:
+    bad = torch.nonzero(~torch.isfinite(norms)).flatten().tolist()
+    if not bad:
+        return
+    device = norms.device
+    one = examples.subset(slice(bad[0], bad[0] + 1))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loss = workload.loss(model(one.inputs.to(device)), one.targets.to(device)).sum()
+    found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    names = [name for name, g in zip(parameters, found, strict=True) if not torch.isfinite(g).all()]
+    part, first = parts[0][0], 0
+    for name, samples in parts:
+        if bad[0] >= first:
+            part, offset = name, first
+        first += len(samples)
+    raise UserError(
+        f"the gradient of {part} sample {bad[0] - offset} is not finite in {names[0] if names else 'float32'} "
+        f"({len(bad)} such samples); all gradients must be finite"
+    )
+
+
+def _announce(num_rows: int, num_columns: int, offload: str, dtype: torch.dtype, cache_dir: Path) -> None:
+    needed = num_rows * num_columns * dtype.itemsize
+    where = {"none": "on the device", "cpu": "in RAM", "disk": f"in {cache_dir}"}[offload]
+    print(f"gradients: {num_rows} x {num_columns} {str(dtype).removeprefix('torch.')}, {_gigabytes(needed)} {where}")
+    if offload != "disk":
+        return
+    free = shutil.disk_usage(make_folder(cache_dir)).free
+    if needed > free:
+        raise UserError(
+            f"--cache_dir {cache_dir} has {free} bytes free, the gradients need {needed}; use another folder, "
+            "--grad_dtype float16, or --offload recompute"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB ({count} bytes)"
+
+
+class _RamRows:
+    def __init__(self, storage: Tensor):
+        self._storage = storage
+
+    def write(self, start: int, rows: Tensor) -> None:
+        self._storage[start : start + len(rows)] = rows.to(self._storage.device)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self._storage[:, start:stop]
+
+
+class _DiskRows:
+    """Rows in an unlinked temporary file: the space is free again when the process ends, however it ends.
+
+    The file is mapped only while a block is copied, so that pages of earlier blocks do not count as used memory.
+    """
+
+    def __init__(self, cache_dir: Path, num_rows: int, num_columns: int, dtype: torch.dtype):
+        self._shape, self._dtype, self._folder = (num_rows, num_columns), dtype, make_folder(cache_dir)
+        # numpy has no bfloat16: the file holds bit patterns
+        self._bits = {2: np.int16, 4: np.int32}[dtype.itemsize]
+        with writing_to(cache_dir):
+            self._file = tempfile.TemporaryFile(dir=cache_dir)  # noqa: SIM115 - lives as long as the rows
+
+    def write(self, start: int, rows: Tensor) -> None:
+        bits = rows.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy()
+        with writing_to(self._folder):
+            self._file.seek(start * self._shape[1] * self._dtype.itemsize)
+            self._file.write(bits)
+            self._file.flush()
+
+    def read(self, start: int, stop: int) -> Tensor:
+        mapped = np.memmap(self._file, dtype=self._bits, mode="r", shape=self._shape)
+        block = np.ascontiguousarray(mapped[:, start:stop])
+        return torch.from_numpy(block).view(self._dtype)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    return torch.where(norms > 0, 1 / norms, 0)
+
+
+def _add_lower_gram(gram: Tensor, rows: Tensor, block: int = 1024) -> None:
+    """Add rows @ rows.T to the lower block triangle of `gram`: half the multiplications."""
+    for start in range(0, len(rows), block):
+        stop = start + block
+        gram[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)

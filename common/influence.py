@@ -1,0 +1,147 @@
+"""Ridge influence scores, exact and sketched: factor once per (sketch, λ), score all queries.
+
+Exact:    B_λ(a, q) = aᵀ(F+λI)⁻¹q,            φ_λ(q) = B_λ(q, q)
+Sketched: B̃_λ(a, q) = (Pa)ᵀ(PFPᵀ+λI)⁻¹(Pq),   φ̃_λ(q) = B̃_λ(q, q)      with F = GᵀG/n
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.geometry import coordinates
+from common.projectors import make_generator
+
+# Eigenvalues of F below this multiple of λ are left out of the solve; it bounds the relative change of every score.
+NEGLIGIBLE = 1e-9
+
+
+def exact_self_influence(eigenvalues: Tensor, queries: Tensor, ridge: float) -> Tensor:
+    """Return the (k,) values φ_λ(q) = Σ q_j²/(s_j+λ) of (k, r) queries in the eigenbasis of F."""
+    return queries.square() @ (1 / (eigenvalues + ridge))
+
+
+def exact_influence(eigenvalues: Tensor, left: Tensor, queries: Tensor, ridge: float) -> Tensor:
+    """Return the (v, k) values B_λ(a, q) of (v, r) and (k, r) vectors in the eigenbasis of F."""
+    return (left / (eigenvalues + ridge)) @ queries.T
+
+
+@dataclass(frozen=True)
+class SketchedProblem:
+    """PFPᵀ and sketched vectors, both in one orthonormal basis of (the used part of) sketch space."""
+
+    fisher: Tensor
+    """(b, b) float64 PFPᵀ; only the lower triangle is read."""
+    vectors: Tensor
+    """(v, q) float64 sketched vectors, q >= b; F has no weight that matters beyond the first b coordinates."""
+    leading_eigenvalues: Tensor | None = None
+    """(b,) bound, descending, on what PFPᵀ adds from each coordinate on; None: nothing is known to be small."""
+
+    def whitened(self, ridge: float) -> Tensor:
+        """Return the (v, q) rows w with w·w' = B̃_λ(a, a'): one Cholesky factorisation of PFPᵀ + λI.
+
+        Raises:
+            torch.linalg.LinAlgError: PFPᵀ + λI is not positive definite in float64 (λ below rounding).
+        """
+        size = len(self.fisher)
+        if self.leading_eigenvalues is not None:
+            size = int((self.leading_eigenvalues > NEGLIGIBLE * ridge).sum())
+        system = self.fisher[:size, :size].clone()
+        system.diagonal().add_(ridge)
+        factor = torch.linalg.cholesky(system)
+        inside = torch.linalg.solve_triangular(factor, self.vectors[:, :size].T, upper=False).T
+        return torch.cat([inside, self.vectors[:, size:] / ridge**0.5], dim=1)
+
+
+def sketched_self_influence(problem: SketchedProblem, ridge: float) -> Tensor:
+    """Return the (v,) values φ̃_λ of all vectors of `problem`."""
+    return problem.whitened(ridge).square().sum(1)
+
+
+def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, vectors: Tensor) -> SketchedProblem:
+    """Return the sketched problem of explicitly projected unit gradients.
+
+    For m <= N the problem is the m x m one. For m > N the N sketched rows are first expressed in an orthonormal
+    basis of their own span, which leaves every score unchanged and the problem N x N.
+
+    Args:
+        projected: (m, N) PG̃ᵀ, training rows first.
+        norms: (N,) float64 lengths of the gradients.
+        num_train: n.
+        vectors: (v, N) float64 weights: the vectors to score are `vectors` times the unit rows.
+    """
+    is_tall = len(projected) > projected.shape[1]
+    rows = coordinates(_gram_of_columns(projected)) if is_tall else projected.T.double()
+    weighted = rows[:num_train] * norms[:num_train, None]
+    return SketchedProblem(fisher=weighted.T @ weighted / num_train, vectors=vectors @ rows)
+
+
+class GaussianCoordinateSketch:
+    """One Gaussian sketch of vectors known by their coordinates, for every m, exact in law and without d.
+
+    A Gaussian P (m x d) restricted to an orthonormal basis of r directions is an m x r Gaussian. Its QR factor R is
+    all that scores depend on, and R is known in law (Bartlett 1933; Muirhead, Aspects of Multivariate Statistical
+    Theory, 1982, theorem 3.2.14): min(m, r) x r upper trapezoidal, independent entries, R_ij ~ N(0, 1) above the
+    diagonal and R_ii² ~ χ²_{m-i+1}. So neither the cost nor the storage grows with d or, above the rank, with m.
+    With R = N + D (N strictly upper triangular, D diagonal) the products of N with everything are formed once and
+    serve every m; sketches of different m in one trial share N.
+
+    With coordinates ordered by eigenvalue, R leaves the leading ones in front: PFPᵀ needs only its leading block.
+    """
+
+    def __init__(self, eigenvalues: Tensor, vectors: Tensor, smallest_ridge: float, seed: int, trial: int):
+        """Draw N and multiply it once.
+
+        Args:
+            eigenvalues: (r,) float64, descending, of F.
+            vectors: (v, r) float64 vectors to be scored, in the eigenbasis of F.
+            smallest_ridge: smallest λ that will be asked for.
+            seed: random seed; with `trial` and m it determines the sketch.
+            trial: index of the sketch.
+        """
+        self.seed, self.trial, self.coordinates = seed, trial, vectors
+        self.rank = len(eigenvalues)
+        used = int((eigenvalues > NEGLIGIBLE * smallest_ridge).sum())
+        self.eigenvalues = eigenvalues[:used]
+        generator = make_generator(eigenvalues.device, seed, trial)
+        self.upper = torch.randn(
+            self.rank, self.rank, generator=generator, dtype=torch.float64, device=eigenvalues.device
+        ).triu_(1)
+        self.upper_vectors = vectors @ self.upper.T
+        self.upper_fisher = _lower_gram(self.upper[:used, :used] * self.eigenvalues.sqrt())
+        # (D S Nᵀ) below the diagonal, without its factor D
+        self.cross = self.upper[:used, :used].T * self.eigenvalues[:, None]
+
+    def problem(self, m: int) -> SketchedProblem:
+        """Return the sketched problem of size m."""
+        rows = min(m, self.rank)
+        chi = np.random.default_rng([self.seed, self.trial, m]).chisquare(m - np.arange(rows)) ** 0.5
+        diagonal = torch.from_numpy(chi).to(self.upper.device)
+        used = min(rows, len(self.eigenvalues))
+        fisher = self.upper_fisher[:used, :used] + diagonal[:used, None] * self.cross[:used, :used]
+        fisher.diagonal().add_(diagonal[:used].square() * self.eigenvalues[:used])
+        vectors = self.upper_vectors[:, :rows] + diagonal * self.coordinates[:, :rows]
+        # a Gaussian block of r columns has squared norm about (√m + √r)²
+        growth = (1 + (self.rank / m) ** 0.5) ** 2
+        return SketchedProblem(fisher / m, vectors / m**0.5, growth * self.eigenvalues[:used])
+
+
+def _lower_gram(rows: Tensor, block: int = 512) -> Tensor:
+    """Return the lower triangle of rows @ rows.T for upper triangular rows, at a sixth of the dense cost."""
+    gram = torch.zeros(len(rows), len(rows), dtype=rows.dtype, device=rows.device)
+    for start in range(0, len(rows), block):
+        stop = start + block
+        gram[start:stop, :stop] = rows[start:stop, start:] @ rows[:stop, start:].T
+    return gram
+
+
+def _gram_of_columns(projected: Tensor, chunk: int = 8192) -> Tensor:
+    """Return the (N, N) float64 Gram matrix of the columns of a float32 (m, N) matrix, m read in chunks."""
+    gram = torch.zeros(projected.shape[1], projected.shape[1], dtype=torch.float64, device=projected.device)
+    for part in projected.split(chunk):
+        part = part.double()
+        gram.addmm_(part.T, part)
+    return gram
