@@ -1,0 +1,142 @@
+"""Experiment 1 in numbers: the error of one sketch, the summary over sketches, predictions beside measurements."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.geometry import Geometry
+from common.influence import SketchedProblem, exact_self_influence, sketched_self_influence
+from common.metrics import error_statistics
+from common.theory import corrected_ridge, predict_self_influence
+
+PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
+LARGEST_RECOMMENDED_M = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The (m, λ) cells of a sweep."""
+
+    ms: list[int]
+    """Projection dimensions, ascending."""
+    ridges: list[float]
+    """λ, ascending."""
+    effective_dimensions: list[float]
+    """d_λ of every λ."""
+    ridge_correction: bool
+    """Whether every cell is also solved with λ(1 - d_λ/m)."""
+
+    def corrected(self, geometry: Geometry, m: int) -> list[float]:
+        """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
+        return corrected_ridge(geometry.eigenvalues, m, torch.tensor(self.ridges, dtype=torch.float64)).tolist()
+
+    def smallest_ridge(self, geometry: Geometry) -> float:
+        """Return the smallest λ that any cell is solved with."""
+        solved = list(self.ridges)
+        if self.ridge_correction:
+            solved += [ridge for m in self.ms for ridge in self.corrected(geometry, m) if not math.isnan(ridge)]
+        return min(solved)
+
+
+def measure(problem: SketchedProblem, m: int, trial: int, cells: Cells, geometry: Geometry) -> list[dict]:
+    """Return one row a λ: error statistics of φ̃_λ/φ_λ over the queries, for one sketch."""
+    rows = []
+    corrected = cells.corrected(geometry, m)
+    for ridge, d_lambda, corrected_value in zip(cells.ridges, cells.effective_dimensions, corrected, strict=True):
+        exact = exact_self_influence(geometry.eigenvalues, geometry.queries, ridge)
+        row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": m / d_lambda}
+        row["num_queries"] = len(exact)
+        row |= dataclasses.asdict(error_statistics(_ratios(problem, ridge, exact)))
+        if cells.ridge_correction:
+            row["corrected_lambda"] = corrected_value
+            if not math.isnan(corrected_value):
+                statistics = error_statistics(_ratios(problem, corrected_value, exact))
+                row |= {f"corrected_{name}": value for name, value in dataclasses.asdict(statistics).items()}
+        rows.append(row)
+    return rows
+
+
+def summarise(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return one row an (m, λ): means over the trials, standard deviations of the headline numbers, counts."""
+    groups = trials.groupby(["m", "lambda"], sort=True)
+    kept = ["d_lambda", "m_over_d_lambda", "num_queries"]
+    statistics = [name for name in trials.columns if name not in ("trial", "m", "lambda", *kept)]
+    summary = groups[kept].first()
+    summary.insert(2, "num_trials", groups.size())
+    for name in statistics:
+        bad = name.endswith("num_bad")
+        summary[name] = groups[name].sum() if bad else groups[name].mean()
+        if name.endswith(("mean_ratio", "eps_95")):
+            summary[f"{name}_std"] = groups[name].std()
+    return summary.reset_index()
+
+
+def predict(cells: Cells, geometry: Geometry) -> pd.DataFrame:
+    """Return one row an (m, λ): the closed-form law of the error, from the spectrum and the queries alone."""
+    tables = []
+    for corrected in (False, True) if cells.ridge_correction else (False,):
+        law = predict_self_influence(geometry.eigenvalues, geometry.queries, cells.ms, cells.ridges, corrected)
+        prefix = "predicted_corrected_" if corrected else "predicted_"
+        tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
+    index = pd.MultiIndex.from_product([cells.ms, cells.ridges], names=["m", "lambda"]).to_frame(index=False)
+    index["d_lambda"] = index["lambda"].map(dict(zip(cells.ridges, cells.effective_dimensions, strict=True)))
+    index["m_over_d_lambda"] = index["m"] / index["d_lambda"]
+    return pd.concat([index, *tables], axis=1)
+
+
+def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
+    """Return the median and the worst relative gap of predicted to measured ε_95, cells m >= 64 with ε_95 < 1."""
+    gaps = {}
+    for prefix in ("", "corrected_"):
+        if f"{prefix}eps_95" not in summary:
+            continue
+        measured, predicted = summary[f"{prefix}eps_95"], summary[f"predicted_{prefix}eps_95"]
+        gap = ((predicted - measured).abs() / measured)[(summary["m"] >= 64) & (measured < 1)].dropna()
+        gaps[f"{prefix}eps_95_gap_median"] = gap.median() if len(gap) else None
+        gaps[f"{prefix}eps_95_gap_worst"] = gap.max() if len(gap) else None
+        gaps[f"{prefix}eps_95_gap_cells"] = len(gap)
+    return gaps
+
+
+def recommend(cells: Cells, geometry: Geometry, target: float) -> pd.DataFrame:
+    """Return for every λ the smallest m with predicted ε_95 <= target, raw and ridge-corrected, to 0.3 %.
+
+    Beside it stands d_λ/target², what the theorem asks for up to its constant. None: not reached below 2^24.
+    """
+    return pd.DataFrame(
+        {
+            "lambda": ridge,
+            "d_lambda": d_lambda,
+            "m": _smallest_m(geometry, ridge, target, corrected=False),
+            "m_ridge_corrected": _smallest_m(geometry, ridge, target, corrected=True),
+            "d_lambda_over_eps_squared": math.ceil(d_lambda / target**2),
+        }
+        for ridge, d_lambda in zip(cells.ridges, cells.effective_dimensions, strict=True)
+    ).astype({"m": "Int64", "m_ridge_corrected": "Int64"})
+
+
+def _ratios(problem: SketchedProblem, ridge: float, exact: Tensor) -> Tensor:
+    try:
+        return sketched_self_influence(problem, ridge) / exact
+    except torch.linalg.LinAlgError:
+        # λ below the rounding of PFPᵀ: no score exists, and every query counts as bad
+        return torch.full_like(exact, torch.nan)
+
+
+def _smallest_m(geometry: Geometry, ridge: float, target: float, corrected: bool) -> int | None:
+    low, high, steps = 1, LARGEST_RECOMMENDED_M, 25
+    for _ in range(3):
+        grid: Sequence[int] = sorted({round(low * (high / low) ** (i / (steps - 1))) for i in range(steps)})
+        law = predict_self_influence(geometry.eigenvalues, geometry.queries, grid, [ridge], corrected)
+        reached = (law.eps_95[:, 0] <= target).tolist()  # NaN, where no correction exists, is not reached
+        if not any(reached):
+            return None
+        first = reached.index(True)
+        low, high = grid[max(first - 1, 0)], grid[first]
+    return high

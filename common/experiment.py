@@ -1,0 +1,190 @@
+"""What both experiments do first: data, model, gradients, geometry; and the sketcher they then use."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from common.arguments import choose_device, projection_dimensions, ridge_grid
+from common.benchmark import GroundTruth, TrainedModel, check_ground_truth, load_trained_model
+from common.errors import UserError
+from common.geometry import Geometry, build_geometry, effective_dimension
+from common.gradients import DTYPES, Gradients, make_gradients
+from common.projectors import make_generator, make_projector
+from common.published import load_published_benchmark
+from common.records import Dataset, Workload
+from common.results import Run
+from common.sketching import CoordinateSketcher, ExplicitSketcher
+from common.storage import file_checksum, fingerprint
+from common.user_workload import load_user_workload, without_ground_truth
+from common.workloads import check_pair, load_workload
+
+QUERY_STREAM = 1_000_003
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything an experiment needs before its first sketch."""
+
+    workload: Workload
+    """Data, model factory, loss, recipe."""
+    published_truth: GroundTruth | None
+    """Ground truth of --benchmark dattri; None where it is to be made here."""
+    device: torch.device
+    """Where gradients, geometry and sketches are computed."""
+    num_parameters: int
+    """d."""
+    gradients: Gradients
+    """All rows: training samples, then test queries if there are any."""
+    geometry: Geometry
+    """Coordinates of all rows, eigenvalues of F."""
+    query_samples: Tensor
+    """(k,) int64 indices of the queries in the training or test set."""
+    ms: list[int]
+    """Projection dimensions of the sweep, ascending."""
+    ms_left_out: list[int]
+    """Powers of two asked for that are not below d."""
+    ridges: list[float]
+    """λ, ascending."""
+    effective_dimensions: list[float]
+    """d_λ for every λ."""
+
+
+def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
+    """Return the gradients of a trained model and their geometry; every step is timed and recorded in config.json.
+
+    Args:
+        args: the script's options.
+        run: where to record.
+        query_kind: `self` (queries are training samples) or `test` (test samples).
+
+    Raises:
+        UserError: see the functions called.
+    """
+    device = choose_device(args.device)
+    workload, trained, published_truth = _load_model(args, run, device)
+    num_parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
+    ms, ms_left_out = projection_dimensions(args, num_parameters)
+    _print_model(workload, trained, num_parameters)
+
+    parts, query_rows, query_samples = _choose_queries(workload, query_kind, args.num_test_grads, args.seed)
+    with run.phase("gradients"):
+        gradients, offload = make_gradients(
+            workload,
+            trained.model,
+            parts,
+            args.batch_size,
+            args.offload if args.offload or _uses_coordinates(args) else "cpu",
+            DTYPES[args.grad_dtype],
+            args.cache_dir,
+            device,
+        )
+    with run.phase("geometry"):
+        geometry = build_geometry(gradients.unit_gram(), gradients.norms, len(workload.train), query_rows)
+    ridges = ridge_grid(args)
+    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
+    run.record(
+        data_fingerprint=fingerprint(*_data(workload)),
+        workload_checksum=None if args.workload is None else file_checksum(args.workload),
+        checkpoint_fingerprint=trained.fingerprint,
+        train_accuracy=trained.train_accuracy,
+        test_accuracy=trained.test_accuracy,
+        n=len(workload.train),
+        k=len(query_rows),
+        d=num_parameters,
+        rank=geometry.rank,
+        ms=ms,
+        device=str(device),
+        offload=offload,
+    )
+    print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
+    return Prepared(
+        workload=workload,
+        published_truth=published_truth,
+        device=device,
+        num_parameters=num_parameters,
+        gradients=gradients,
+        geometry=geometry,
+        query_samples=query_samples,
+        ms=ms,
+        ms_left_out=ms_left_out,
+        ridges=ridges,
+        effective_dimensions=d_lambda,
+    )
+
+
+def make_sketcher(
+    args: argparse.Namespace, prepared: Prepared, vectors: Tensor, smallest_ridge: float
+) -> CoordinateSketcher | ExplicitSketcher:
+    """Return the sketcher of the options; `vectors` (v, N) weigh the unit rows, see common/sketching.py."""
+    if _uses_coordinates(args):
+        return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, args.seed)
+    projector = make_projector(args.proj_type, args.seed, args.sjlt_sparsity)
+    return ExplicitSketcher(prepared.gradients, projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
+
+
+def _uses_coordinates(args: argparse.Namespace) -> bool:
+    """Whether sketches are drawn of coordinates in an orthonormal basis: the law must be rotation invariant."""
+    return args.proj_type == "normal" and not args.explicit_projection
+
+
+def _load_model(args: argparse.Namespace, run: Run, device: torch.device):
+    """Return the workload, its checkpoint, and the published ground truth (None for --benchmark local)."""
+    if args.workload is None:
+        check_pair(args.dataset, args.model)
+    if args.benchmark == "dattri":
+        with run.phase("published benchmark"):
+            trained, truth, *data = load_published_benchmark(args.dataset, args.model, args.benchmark_dir, device)
+            return load_workload(args.dataset, args.model, data=Dataset(*data)), trained, truth
+    with run.phase("data"):
+        workload = _load_workload(args)
+    if "num_subsets" in args:
+        # retraining comes after the gradients, which may take hours: say before them that it cannot be done
+        check_ground_truth(workload, args.num_subsets)
+    with run.phase("checkpoint"):
+        return workload, load_trained_model(workload, args.benchmark_dir, device), None
+
+
+def _load_workload(args: argparse.Namespace) -> Workload:
+    if args.workload is None:
+        workload = load_workload(args.dataset, args.model, args.num_train, args.data_dir)
+    else:
+        workload = load_user_workload(args.workload, args.num_train)
+    if args.epochs is None:
+        return workload
+    if workload.recipe is None:
+        raise UserError(f"--epochs {args.epochs}: {workload.name} has no recipe, its model comes trained")
+    recipe = replace(workload.recipe, epochs=args.epochs)
+    return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {args.epochs}")
+
+
+def _data(workload: Workload) -> list[Tensor]:
+    """Return all tensors of a workload that the numbers of an experiment depend on."""
+    truth = workload.ground_truth
+    tensors = [workload.train.inputs, workload.train.targets, workload.test.inputs, workload.test.targets]
+    return tensors if truth is None else [*tensors, truth.subset_indices, truth.losses]
+
+
+def _choose_queries(workload: Workload, kind: str, count: int, seed: int):
+    """Return the parts to extract, the query rows among them, and the queries' indices in their own set."""
+    available = workload.train if kind == "self" else workload.test
+    if count > len(available):
+        print(f"--num_test_grads {count}: all {len(available)} samples there are")
+        count = len(available)
+    order = torch.randperm(len(available), generator=make_generator("cpu", seed, QUERY_STREAM))
+    samples = order[:count].sort().values
+    parts = [("training", workload.train)]
+    if kind == "self":
+        return parts, samples, samples
+    rows = torch.arange(len(workload.train), len(workload.train) + count)
+    return [*parts, ("test", workload.test.subset(samples))], rows, samples
+
+
+def _print_model(workload: Workload, trained: TrainedModel, num_parameters: int) -> None:
+    accuracy = ""
+    if trained.train_accuracy is not None:
+        accuracy = f", accuracy {trained.train_accuracy:.1%} train, {trained.test_accuracy:.1%} test"
+    print(f"{workload.name}: {len(workload.train)} training samples, {num_parameters} parameters{accuracy}")

@@ -1,0 +1,123 @@
+"""The pictures: measured points over predicted lines, readable in grey and by the colour-blind."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from common.geometry import Geometry, effective_dimension
+from common.storage import write_atomically
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "savefig.dpi": 150,
+}
+MARKERS = "osD^vPX*<>hd"
+MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
+
+
+def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, args: argparse.Namespace) -> None:
+    """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
+    with plt.rc_context(STYLE):
+        figure, ((errors, ratios), (spectrum, dimensions)) = plt.subplots(2, 2, figsize=(10, 7.6), layout="constrained")
+        measured = "eps_95" in table
+        for (ridge, cells), colour, marker in _by_ridge(table):
+            x, label = cells["m_over_d_lambda"], f"{ridge:.0e}"
+            for axes, name in ((errors, "eps_95"), (ratios, "mean_ratio")):
+                axes.plot(
+                    x, cells[f"predicted_{name}"], "-", color=colour, linewidth=1, label=None if measured else label
+                )
+                if measured:
+                    axes.plot(x, cells[name], marker, color=colour, label=label)
+        _finish_errors(errors, table, args.proj_type, measured)
+        ratios.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        ratios.set(
+            xscale="log", xlabel="$m / d_λ$", ylabel="mean of $\\tilde φ_λ / φ_λ$", title="Bias of self-influence"
+        )
+        ratios.legend(title="λ", ncols=2, loc="upper left")
+        _draw_spectrum(spectrum, geometry)
+        _draw_effective_dimension(dimensions, geometry, table)
+        figure.suptitle(
+            f"{args.dataset} + {args.model}, {args.proj_type} projection, queries: "
+            f"{'training' if args.test_mode == 'self' else 'test'} samples"
+        )
+        save_figure(figure, folder)
+
+
+def save_figure(figure: Figure, folder: Path) -> None:
+    """Write figure.png and figure.pdf, each whole or not at all, and close the figure."""
+    for kind in ("png", "pdf"):
+        buffer = io.BytesIO()
+        # no date inside: the same numbers give the same file
+        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+        write_atomically(folder / f"figure.{kind}", buffer.getvalue())
+    plt.close(figure)
+
+
+def _by_ridge(table: pd.DataFrame):
+    groups = list(table.groupby("lambda"))
+    colours = plt.get_cmap("viridis")([0.9 * i / max(1, len(groups) - 1) for i in range(len(groups))])
+    return zip(groups, colours, (MARKERS * (len(groups) // len(MARKERS) + 1))[: len(groups)], strict=True)
+
+
+def _finish_errors(axes, table: pd.DataFrame, proj_type: str, measured: bool) -> None:
+    x = table["m_over_d_lambda"]
+    guide = torch.logspace(-0.5, torch.tensor(x.max()).log10().item(), 50)
+    axes.plot(guide, guide**-0.5, "--", color="black", linewidth=1.2, label="$(m/d_λ)^{-1/2}$")
+    axes.set(xscale="log", yscale="log", xlabel="$m / d_λ$", ylabel="$ε_{95}$", title="Error of self-influence")
+    axes.set_ylim(top=2)
+    note = MEASURED_AND_PREDICTED if measured else "predicted, nothing sketched"
+    axes.legend(title=f"λ  ({note})", ncols=2, loc="lower left")
+
+
+def _draw_spectrum(axes, geometry: Geometry) -> None:
+    eigenvalues = geometry.eigenvalues[: geometry.rank]
+    positive = eigenvalues[eigenvalues > 0]
+    axes.plot(range(1, len(positive) + 1), positive, color="#0072B2")
+    floor = positive[0] * torch.finfo(torch.float64).eps
+    axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
+    axes.annotate("float64 rounding", (1, floor), xytext=(0, 3), textcoords="offset points", fontsize=7.5)
+    axes.set(
+        xscale="log", yscale="log", xlabel="index", ylabel="eigenvalue of F", title="Spectrum of the Fisher matrix"
+    )
+
+
+def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> None:
+    ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
+    axes.plot(ridges, effective_dimension(geometry.eigenvalues, ridges) / geometry.rank, color="#0072B2")
+    used = table.drop_duplicates("lambda")
+    axes.plot(used["lambda"], used["d_lambda"] / geometry.rank, "o", color="#D55E00", label="λ of this run")
+    for ridge, d_lambda in zip(used["lambda"], used["d_lambda"], strict=True):
+        axes.annotate(
+            f"{d_lambda:.3g}" if d_lambda < 100 else f"{d_lambda:.0f}",
+            (ridge, d_lambda / geometry.rank),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7.5,
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="λ",
+        ylabel="$d_λ$ / rank",
+        title=f"Effective dimension, rank {geometry.rank}",
+    )
+    axes.set_ylim(bottom=1e-6)
+    axes.legend(title="labels: $d_λ$")

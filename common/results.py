@@ -1,0 +1,191 @@
+"""Run folders: configuration saved before computing, finished units kept as they come, tables written whole."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from common.arguments import workload_name
+from common.storage import make_folder, write_atomically, write_json, writing_to
+
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "dattri", "scikit-learn", "mlxtend", "tqdm")
+# options that say where and how, not what: they do not change the numbers, so they do not name the folder
+WHERE_AND_HOW = {
+    "dataset",
+    "model",
+    "workload",
+    "proj_type",
+    "batch_size",
+    "offload",
+    "cache_dir",
+    "data_dir",
+    "output_dir",
+    "benchmark_dir",
+    "device",
+    "fresh",
+    "target_eps",
+}
+
+
+class Run:
+    """One run of one experiment: its folder, its configuration, and where the time went."""
+
+    def __init__(self, experiment: str, args: argparse.Namespace, parser: argparse.ArgumentParser):
+        self.args = args
+        folder = f"{workload_name(args)}_{args.proj_type}"
+        self.folder = make_folder(args.output_dir / experiment / "_".join([folder, *variant(args, parser)]))
+        self.started = time.perf_counter()
+        self.config = {
+            "experiment": experiment,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "options": {name: _plain(value) for name, value in sorted(vars(args).items())},
+            "git_commit": _git_commit(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            "finished": False,
+            "seconds": {},
+        }
+        self.save_config()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to config.json under `name`, and say on the terminal what is going on."""
+        started = time.perf_counter()
+        yield
+        seconds = self.config["seconds"]
+        seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 3)
+
+    def record(self, **entries) -> None:
+        """Add entries to config.json and save it."""
+        self.config.update(entries)
+        self.save_config()
+
+    def identity(self) -> dict:
+        """Return what the numbers of this run depend on: units of an interrupted run with the same may be used."""
+        what = {name: value for name, value in self.config["options"].items() if name not in WHERE_AND_HOW}
+        made_of = ("data_fingerprint", "checkpoint_fingerprint", "workload_checksum", "device", "packages")
+        return {"options": what} | {name: self.config[name] for name in made_of}
+
+    def save_config(self) -> None:
+        """Write config.json with the time and memory used so far."""
+        self.config["seconds"]["total"] = round(time.perf_counter() - self.started, 3)
+        self.config["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available():
+            self.config["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()
+        write_json(self.folder / "config.json", self.config)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a CSV file in full precision, whole or not at all."""
+        write_atomically(self.folder / name, table.to_csv(index=False))
+
+    def write_json(self, name: str, record: dict) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_json(self.folder / name, record)
+
+    def finish(self) -> None:
+        """Mark the run as complete and say where its files are."""
+        self.record(finished=True)
+        print(f"results: {self.folder}{os.sep}  ({self.config['seconds']['total']:.0f} s)")
+
+
+class UnitLog:
+    """Finished (trial, m) units of a run, appended as they come, so that an interrupted run can continue.
+
+    Each line of `unfinished.jsonl` is one unit. The first line says what the units belong to (options, data,
+    checkpoint, versions); units of anything else are never used. A line cut short by a crash is ignored.
+    """
+
+    def __init__(self, folder: Path, belongs_to: dict, fresh: bool):
+        self.path = folder / "unfinished.jsonl"
+        header = json.loads(json.dumps(belongs_to))
+        stored = [] if fresh else _complete_lines(self.path)
+        if stored and stored[0] != header:
+            changed = next(key for key in [*header, *stored[0]] if header.get(key) != stored[0].get(key))
+            print(f"{self.path}: not continued, because {changed} differs", file=sys.stderr)
+            stored = []
+        self.units = {(unit["trial"], unit["m"]): unit["rows"] for unit in stored[1:]}
+        lines = [header, *stored[1:]]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        if self.units:
+            print(f"continuing after {len(self.units)} finished (trial, m) units; --fresh starts anew")
+
+    def __contains__(self, unit: tuple[int, int]) -> bool:
+        return unit in self.units
+
+    def append(self, trial: int, m: int, rows: list[dict]) -> None:
+        """Keep the rows of one finished unit, on disk before this returns."""
+        line = json.dumps({"trial": trial, "m": m, "rows": rows}) + "\n"
+        with writing_to(self.path.parent), open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.units[trial, m] = rows
+
+    def table(self) -> pd.DataFrame:
+        """Return all rows, ordered by trial and m."""
+        return pd.DataFrame([row for unit in sorted(self.units) for row in self.units[unit]])
+
+    def remove(self) -> None:
+        """Delete the log, once the tables made of it are written."""
+        self.path.unlink(missing_ok=True)
+
+
+def progress_bar(description: str, total: int, unit: str = "unit") -> tqdm:
+    """Return a progress bar on stderr that vanishes when it is done, and where stderr is not a terminal."""
+    return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=None, leave=False)
+
+
+def variant(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """Return the parts of a folder name that tell options which change the numbers from their defaults."""
+    parts = []
+    for name, value in vars(args).items():
+        if name in WHERE_AND_HOW or value == parser.get_default(name):
+            continue
+        if name == "test_mode":
+            parts.append(value)
+        else:
+            parts.append(name if value is True else f"{name}_{_plain(value)}")
+    return parts
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def _complete_lines(path: Path) -> list[dict]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
