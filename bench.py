@@ -1,0 +1,48 @@
+"""How fast is all this? One run, ratios against the obvious routes, and growth with n, d and m.
+
+Sweep (mnist + mlp, n = 1,000, m = 16 .. 4,096, λ = 1e-8 .. 1e-3, Gaussian sketches), each route in its own process:
+  coordinates       this repository: coordinates of the gradients, exact in law
+  dattri            dattri's BasicProjector on the d-dimensional gradients, then our solver
+  stored matrix     a stored dense m x d matrix, and a fresh solve for every λ
+Preparation: per-sample gradients, Gram matrix, and ground-truth models, against one at a time.
+Writes bench.csv, growth.csv and figure.png/pdf to results/bench/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common import arguments, bench_figures, bench_routes
+from common.benchmark import load_trained_model
+from common.storage import make_folder, write_atomically
+from common.workloads import load_workload
+
+
+def main() -> None:
+    """Run every comparison and print the table."""
+    parser = arguments.OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("results"), help="folder of results")
+    parser.add_argument("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of the checkpoint")
+    parser.add_argument("--num_train", type=arguments.positive_int, default=1000, help="n")
+    parser.add_argument("--max_m", type=arguments.power_of_two, default=4096, help="largest projection dimension")
+    args = parser.parse_args()
+    folder = make_folder(args.output_dir / "bench")
+
+    # the checkpoint is trained once, outside all timings
+    load_trained_model(load_workload("mnist", "mlp"), args.benchmark_dir, "cpu")
+
+    table = bench_routes.compare_sweeps(args.benchmark_dir, args.num_train, args.max_m)
+    table = bench_routes.join(table, bench_routes.compare_preparation(args.benchmark_dir, args.num_train))
+    write_atomically(folder / "bench.csv", table.to_csv(index=False))
+    print(bench_routes.readable(table))
+
+    growth = bench_routes.measure_growth(args.num_train)
+    write_atomically(folder / "growth.csv", growth.to_csv(index=False))
+    bench_figures.draw_growth(folder, growth)
+    print(bench_routes.slopes(growth).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    bench_routes.check_agreement(table)
+
+
+if __name__ == "__main__":
+    arguments.run_script(main)
