@@ -1,0 +1,130 @@
+"""The real command line of experiment 2 at toy size."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import hyperparam_selection
+from common import arguments
+
+TOY = ["--model", "lr", "--num_train", "200", "--num_test_grads", "300", "--num_trials", "2", "--max_m", "256"]
+TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "1", "--num_subsets", "20"]
+FILES = {"config.json", "trials.csv", "summary.csv", "predicted.csv", "selection.json", "figure.png", "figure.pdf"}
+
+
+@pytest.fixture(scope="module")
+def benchmark_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.fixture
+def run(tmp_path, benchmark_dir, monkeypatch, capsys):
+    """Run the script in this process; return exit status, stdout, stderr and the only result folder (or None)."""
+
+    def call(*options, output="results"):
+        folders = ["--output_dir", str(tmp_path / output), "--benchmark_dir", str(benchmark_dir)]
+        monkeypatch.setattr(sys, "argv", ["hyperparam_selection.py", *options, *folders])
+        with pytest.raises(SystemExit) as stop:
+            arguments.run_script(hyperparam_selection.main)
+        out = capsys.readouterr()
+        found = list((tmp_path / output).glob("hyperparam_selection/*"))
+        return stop.value.code, out.out, out.err, found[0] if len(found) == 1 else None
+
+    return call
+
+
+def test_a_run_writes_every_file_and_ends_in_a_recommendation(run):
+    status, out, _, folder = run(*TOY)
+    assert status == 0
+    assert {path.name for path in folder.iterdir()} == FILES
+    last_words = out.strip().splitlines()[-2]
+    assert last_words.startswith(("Recommendation: m = ", "No recommendation: "))
+    summary = pd.read_csv(folder / "summary.csv")
+    exact = summary[np.isinf(summary["m"])]
+    assert exact["lambda"].tolist() == [1e-3, 1e-2, 1e-1, 1.0, 10.0]
+    assert (summary["test_lds_low"] <= summary["test_lds"]).all()
+    assert (summary["test_lds"] <= summary["test_lds_high"]).all()
+    assert (summary[["val_num_bad", "test_num_bad"]] == 0).all(axis=None)
+
+
+def test_the_choice_maximises_validation_lds_at_the_largest_m_and_never_sees_test_lds(run):
+    _, _, _, folder = run(*TOY)
+    chosen = json.loads((folder / "selection.json").read_text())
+    trials = pd.read_csv(folder / "trials.csv")
+    largest = trials[trials["m"] == 256].groupby("lambda")["val_lds"].mean()
+    assert chosen["lambda_star"] == largest.idxmax()
+    assert chosen["val_lds"] == pytest.approx(largest.max(), abs=1e-12)
+    at_star = trials[trials["lambda"] == chosen["lambda_star"]].groupby("m")["val_lds"].mean()
+    grid = at_star[[m for m in at_star.index if m & (m - 1) == 0]]
+    assert chosen["m_95"] == grid[grid >= 0.95 * largest.max()].index[0]
+    assert [choice["epsilon"] for choice in chosen["theory_m"]] == [0.1, 0.2, 0.3]
+
+
+def test_prediction_and_measurement_agree_on_a_real_workload(run):
+    """8 sketches: their mean LDS has a standard error below 0.005 here, 6 of them false-alarm once in 10^8."""
+    status, _, _, folder = run(*TOY, "--num_trials", "8", "--min_m", "64")
+    assert status == 0
+    summary = pd.read_csv(folder / "summary.csv")
+    sketched = summary[np.isfinite(summary["m"])]
+    assert (sketched["test_lds"] - sketched["predicted_test_lds"]).abs().max() < 0.03
+
+
+def test_corrected_scores_have_columns_of_their_own(run):
+    status, _, _, folder = run(*TOY, "--ridge_correction")
+    assert status == 0
+    summary = pd.read_csv(folder / "summary.csv")
+    sketched = summary[np.isfinite(summary["m"])]
+    undefined = sketched["m"] <= sketched["d_lambda"]
+    assert undefined.any()
+    assert sketched.loc[undefined, "corrected_test_lds"].isna().all()
+    assert sketched.loc[~undefined, ["corrected_test_lds", "predicted_corrected_test_lds"]].notna().all(axis=None)
+
+
+def test_predict_only_draws_no_sketch_and_still_recommends(run):
+    status, out, _, folder = run(*TOY, "--predict_only")
+    assert status == 0
+    assert not (folder / "trials.csv").exists()
+    assert "not measured" in out or "No recommendation" in out
+    assert "predicted_choice" in json.loads((folder / "selection.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sjlt"])
+def test_explicit_projections_run_and_recommend_an_m_they_can_make(run, kind):
+    status, _, _, folder = run(*TOY, "--proj_type", kind, "--max_m", "512")
+    assert status == 0
+    advice = json.loads((folder / "selection.json").read_text())["predicted_choice"]
+    if kind == "sjlt" and advice is not None:
+        assert advice["m"] & (advice["m"] - 1) == 0
+    assert (pd.read_csv(folder / "summary.csv")["test_lds"] > 0).any()
+
+
+def test_few_validation_queries_are_warned_about(run):
+    status, out, _, folder = run(*TOY, "--num_test_grads", "60", "--val_ratio", "0.1")
+    assert status == 0
+    assert any(
+        "validation queries" in warning for warning in json.loads((folder / "selection.json").read_text())["warnings"]
+    )
+    assert "warning: " in out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--val_ratio", "0"], "'0' is not allowed"),
+        (["--val_ratio", "1.5"], "'1.5' is not allowed"),
+        (["--val_ratio", "0.001"], "leaves 0 to select"),
+        (["--val_ratio", "0.999"], "0 to judge"),
+        (["--num_subsets", "2"], "--num_subsets 2"),
+        (["--benchmark", "dattri"], "--benchmark local works offline"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, options, says):
+    status, _, err, _ = run(*TOY, *options)
+    assert status == 2
+    assert says in err
+    assert err.strip().count("\n") == 0
