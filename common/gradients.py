@@ -7,6 +7,7 @@ ten orders of magnitude, and inner products of the shortest would drown in the r
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -244,13 +244,11 @@ class _RamRows:
 class _DiskRows:
     """Rows in an unlinked temporary file: the space is free again when the process ends, however it ends.
 
-    The file is mapped only while a block is copied, so that pages of earlier blocks do not count as used memory.
+    Read with plain reads, not through a memory map, whose pages would count as memory of this process.
     """
 
     def __init__(self, cache_dir: Path, num_rows: int, num_columns: int, dtype: torch.dtype):
         self._shape, self._dtype, self._folder = (num_rows, num_columns), dtype, make_folder(cache_dir)
-        # numpy has no bfloat16: the file holds bit patterns
-        self._bits = {2: np.int16, 4: np.int32}[dtype.itemsize]
         with writing_to(cache_dir):
             self._file = tempfile.TemporaryFile(dir=cache_dir)  # noqa: SIM115 - lives as long as the rows
 
@@ -266,9 +264,14 @@ class _DiskRows:
             self._file.close()
 
     def read(self, start: int, stop: int) -> Tensor:
-        mapped = np.memmap(self._file, dtype=self._bits, mode="r", shape=self._shape)
-        block = np.array(mapped[:, start:stop])
-        return torch.from_numpy(block).view(self._dtype)
+        num_rows, num_columns = self._shape
+        block = torch.empty(num_rows, stop - start, dtype=self._dtype)
+        rows = block.view(torch.uint8).numpy()
+        for i, row in enumerate(rows):
+            offset = (i * num_columns + start) * self._dtype.itemsize
+            if os.preadv(self._file.fileno(), [row], offset) != row.nbytes:
+                raise OSError(f"the gradient file in {self._folder} ends early")
+        return block
 
 
 def _inverse(norms: Tensor) -> Tensor:
