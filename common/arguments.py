@@ -114,6 +114,8 @@ def check_shared_options(args: argparse.Namespace) -> None:
         args.dataset, args.model = args.dataset or DEFAULT_PAIR[0], args.model or DEFAULT_PAIR[1]
     if args.epochs is not None and args.benchmark != "local":
         raise UserError(f"--epochs {args.epochs} trains anew; --benchmark {args.benchmark} comes trained")
+    if args.num_train is not None and args.benchmark != "local":
+        raise UserError(f"--num_train {args.num_train}: --benchmark {args.benchmark} comes trained on all its samples")
     if args.lambda_exp_min > args.lambda_exp_max:
         raise UserError(
             f"--lambda_exp_min {args.lambda_exp_min} exceeds --lambda_exp_max {args.lambda_exp_max}; it must not"

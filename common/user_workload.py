@@ -6,14 +6,14 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from common import training
 from common.errors import UserError
 from common.records import Workload
-from common.workload_checks import check_workload, one_line
+from common.workload_checks import check_training, check_workload, one_line
 
 FUNCTION = "make_workload"
 MODULE = "user_workload_file"
@@ -35,6 +35,8 @@ def load_user_workload(path: Path, num_train: int | None = None) -> Workload:
     if num_train > len(workload.train):
         raise UserError(f"--num_train {num_train} exceeds the {len(workload.train)} training samples of {path}")
     cut = replace(workload, train=workload.train.subset(slice(num_train)))
+    with _naming(path):
+        check_training(cut, path.resolve())
     return without_ground_truth(cut, f"--num_train {num_train}")
 
 
@@ -52,13 +54,10 @@ def _load(path: Path) -> Workload:
         raise UserError(f"--workload {path}: there is no such file")
     if path.suffix != ".py":
         raise UserError(f"--workload {path}: must be a Python file, its name ending in .py")
-    try:
-        # what the file does to torch's global generators must not reach the experiment
-        with _neighbours_importable(path), training.isolated_rng():
-            workload = _run(path)
-            check_workload(workload, path)
-    except UserError as error:
-        raise UserError(f"--workload {path}: {error}") from error
+    # what the file does to torch's global generators must not reach the experiment
+    with _naming(path), training.isolated_rng(), _neighbours_importable(path):
+        workload = _run(path.resolve())
+        check_workload(workload, path.resolve())
     return workload
 
 
@@ -77,10 +76,19 @@ def _run(path: Path) -> object:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--workload {path}: {error}") from error
+
+
+@contextmanager
 def _neighbours_importable(path: Path) -> Iterator[None]:
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        with suppress(ValueError):
+            sys.path.remove(folder)

@@ -37,8 +37,35 @@ def check_workload(workload: object, path: Path) -> None:
         _check_losses(workload, model, part, few, path)
         _check_correct(workload, model, few, path)
     _check_gradients(workload, model, path)
-    if workload.recipe is not None:
-        _check_training(workload, path)
+    check_training(workload, path)
+
+
+def check_training(workload: Workload, path: Path) -> None:
+    """Raise UserError unless training works: fresh models, a scalar objective, every size of batch that may occur."""
+    if workload.recipe is None:
+        return
+    with one_line("make_model()", path):
+        model, other = (training.fresh_model(workload, seed) for seed in (0, 1))
+    known = {id(p) for p in model.parameters()}
+    shared = [name for name, p in other.named_parameters() if id(p) in known]
+    if shared:
+        raise UserError(
+            f"make_model() returns the same {shared[0]} each time; with a recipe it must make a new model each time, "
+            "or training one model changes the others"
+        )
+    n, size = len(workload.train), workload.recipe.batch_size
+    last_sizes = {num_samples % size for num_samples in (n, n // 2)}
+    for batch in dict.fromkeys([min(BATCH, n), *([1] if 1 in last_sizes else [])]):
+        few = workload.train.subset(slice(batch))
+        leftover = f" (the last of {n} or {n // 2} samples in batches of {size})" if batch == 1 else ""
+        what = "training_loss" if workload.training_loss is not None else "the mean loss"
+        with one_line(f"{what} in training mode on a batch of {batch}{leftover}", path):
+            objective = workload.objective(model(few.inputs), few.targets)
+        if not isinstance(objective, Tensor) or objective.ndim != 0:
+            found = f"shape {_shape(objective)}" if isinstance(objective, Tensor) else _type(objective)
+            raise UserError(f"{what} must be a scalar, a tensor of shape (); got {found}")
+        if not objective.requires_grad or not objective.isfinite():
+            raise UserError(f"{what} must be finite and have a gradient, got {objective}")
 
 
 @contextmanager
@@ -241,32 +268,6 @@ def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
             cache_dir=path.parent,
             device=torch.device("cpu"),
         )
-
-
-def _check_training(workload: Workload, path: Path) -> None:
-    """Check what training does: fresh models, a scalar objective, and every size of batch that an epoch ends with."""
-    with one_line("make_model()", path):
-        model, other = (training.fresh_model(workload, seed) for seed in (0, 1))
-    known = {id(p) for p in model.parameters()}
-    shared = [name for name, p in other.named_parameters() if id(p) in known]
-    if shared:
-        raise UserError(
-            f"make_model() returns the same {shared[0]} each time; with a recipe it must make a new model each time, "
-            "or training one model changes the others"
-        )
-    n, size = len(workload.train), workload.recipe.batch_size
-    last_sizes = {num_samples % size for num_samples in (n, n // 2)}
-    for batch in dict.fromkeys([min(BATCH, n), *([1] if 1 in last_sizes else [])]):
-        few = workload.train.subset(slice(batch))
-        leftover = f" (the last of {n} or {n // 2} samples in batches of {size})" if batch == 1 else ""
-        what = "training_loss" if workload.training_loss is not None else "the mean loss"
-        with one_line(f"{what} in training mode on a batch of {batch}{leftover}", path):
-            objective = workload.objective(model(few.inputs), few.targets)
-        if not isinstance(objective, Tensor) or objective.ndim != 0:
-            found = f"shape {_shape(objective)}" if isinstance(objective, Tensor) else _type(objective)
-            raise UserError(f"{what} must be a scalar, a tensor of shape (); got {found}")
-        if not objective.requires_grad or not objective.isfinite():
-            raise UserError(f"{what} must be finite and have a gradient, got {objective}")
 
 
 def _same(losses: Tensor, others: Tensor) -> bool:
