@@ -15,7 +15,7 @@ import pandas as pd
 from common import arguments, lds_figures, lds_sweep
 from common.benchmark import GroundTruth, load_ground_truth
 from common.errors import UserError
-from common.experiment import Prepared, make_sketcher, prepare
+from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
 from common.results import Run, UnitLog, progress_bar
 from common.selection import Selection, recommendation, select
 
@@ -94,6 +94,7 @@ def make_task(args: argparse.Namespace, run: Run, prepared: Prepared, truth: Gro
         num_val,
         args.ridge_correction,
         args.seed,
+        sjlt_columns(args, prepared),
     )
 
 

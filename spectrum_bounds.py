@@ -12,7 +12,7 @@ import pandas as pd
 
 from common import arguments, error_sweep, figures
 from common.errors import UserError
-from common.experiment import Prepared, make_sketcher, prepare
+from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
 from common.results import Run, UnitLog, progress_bar
 
 
@@ -78,7 +78,8 @@ def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> erro
         largest = max(prepared.effective_dimensions)
         raise UserError(f"--min_d_lambda {args.min_d_lambda:g} leaves no λ: the largest d_λ is {largest:.3g}")
     run.record(ridges=[ridge for ridge, _ in kept])
-    return error_sweep.Cells(prepared.ms, *map(list, zip(*kept, strict=True)), args.ridge_correction)
+    columns = sjlt_columns(args, prepared)
+    return error_sweep.Cells(prepared.ms, *map(list, zip(*kept, strict=True)), args.ridge_correction, columns)
 
 
 def write_spectrum(run: Run, prepared: Prepared) -> None:

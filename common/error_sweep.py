@@ -31,6 +31,8 @@ class Cells:
     """d_λ of every λ."""
     ridge_correction: bool
     """Whether every cell is also solved with λ(1 - d_λ/m)."""
+    sjlt_columns: int | None = None
+    """d where the sketch is an SJLT with one entry a column: its law differs where m is not far below d."""
 
     def corrected(self, geometry: Geometry, m: int) -> list[float]:
         """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
@@ -81,7 +83,9 @@ def predict(cells: Cells, geometry: Geometry) -> pd.DataFrame:
     """Return one row an (m, λ): the closed-form law of the error, from the spectrum and the queries alone."""
     tables = []
     for corrected in (False, True) if cells.ridge_correction else (False,):
-        law = predict_self_influence(geometry.eigenvalues, geometry.queries, cells.ms, cells.ridges, corrected)
+        law = predict_self_influence(
+            geometry.eigenvalues, geometry.queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns
+        )
         prefix = "predicted_corrected_" if corrected else "predicted_"
         tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
     index = pd.MultiIndex.from_product([cells.ms, cells.ridges], names=["m", "lambda"]).to_frame(index=False)
@@ -113,8 +117,8 @@ def recommend(cells: Cells, geometry: Geometry, target: float) -> pd.DataFrame:
         {
             "lambda": ridge,
             "d_lambda": d_lambda,
-            "m": _smallest_m(geometry, ridge, target, corrected=False),
-            "m_ridge_corrected": _smallest_m(geometry, ridge, target, corrected=True),
+            "m": _smallest_m(geometry, ridge, target, False, cells.sjlt_columns),
+            "m_ridge_corrected": _smallest_m(geometry, ridge, target, True, cells.sjlt_columns),
             "d_lambda_over_eps_squared": math.ceil(d_lambda / target**2),
         }
         for ridge, d_lambda in zip(cells.ridges, cells.effective_dimensions, strict=True)
@@ -129,11 +133,13 @@ def _ratios(problem: SketchedProblem, ridge: float, exact: Tensor) -> Tensor:
         return torch.full_like(exact, torch.nan)
 
 
-def _smallest_m(geometry: Geometry, ridge: float, target: float, corrected: bool) -> int | None:
+def _smallest_m(
+    geometry: Geometry, ridge: float, target: float, corrected: bool, sjlt_columns: int | None
+) -> int | None:
     low, high, steps = 1, LARGEST_RECOMMENDED_M, 25
     for _ in range(3):
         grid: Sequence[int] = sorted({round(low * (high / low) ** (i / (steps - 1))) for i in range(steps)})
-        law = predict_self_influence(geometry.eigenvalues, geometry.queries, grid, [ridge], corrected)
+        law = predict_self_influence(geometry.eigenvalues, geometry.queries, grid, [ridge], corrected, sjlt_columns)
         reached = (law.eps_95[:, 0] <= target).tolist()  # NaN, where no correction exists, is not reached
         if not any(reached):
             return None

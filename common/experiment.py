@@ -126,6 +126,11 @@ def make_sketcher(
     return ExplicitSketcher(prepared.gradients, projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
 
 
+def sjlt_columns(args: argparse.Namespace, prepared: Prepared) -> int | None:
+    """Return d for an SJLT with one entry a column, which has a closed form of its own; else None."""
+    return prepared.num_parameters if args.proj_type == "sjlt" and args.sjlt_sparsity == 1 else None
+
+
 def _uses_coordinates(args: argparse.Namespace) -> bool:
     """Whether sketches are drawn of coordinates in an orthonormal basis: the law must be rotation invariant."""
     return args.proj_type == "normal" and not args.explicit_projection

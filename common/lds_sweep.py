@@ -46,6 +46,8 @@ class LdsTask:
     """Whether every cell is also solved with λ(1 - d_λ/m)."""
     seed: int
     """Of the bootstrap."""
+    sjlt_columns: int | None = None
+    """d where the sketch is an SJLT with one entry a column: its law differs where m is not far below d."""
 
     @property
     def num_subsets(self) -> int:
@@ -73,6 +75,7 @@ def make_task(
     num_val: int,
     ridge_correction: bool,
     seed: int,
+    sjlt_columns: int | None = None,
 ) -> tuple[LdsTask, Tensor]:
     """Return the task, and the (S + k, N) weights of the vectors to sketch: subset sums, then queries.
 
@@ -91,6 +94,7 @@ def make_task(
         effective_dimensions=effective_dimensions,
         ridge_correction=ridge_correction,
         seed=seed,
+        sjlt_columns=sjlt_columns,
     )
     return task, torch.cat([weights, geometry.query_weights()])
 
@@ -165,6 +169,7 @@ def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
             task.ridges,
             groups=list(task.groups.values()),
             corrected=corrected,
+            sjlt_columns=task.sjlt_columns,
         )
         prefix = "predicted_corrected_" if corrected else "predicted_"
         for i, name in enumerate(task.groups):

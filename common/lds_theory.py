@@ -33,6 +33,7 @@ def predict_lds(
     ridges,
     groups: Sequence[Tensor] | None = None,
     corrected: bool = False,
+    sjlt_columns: int | None = None,
 ) -> LdsPrediction:
     """Return the LDS that sketches of size m reach at ridge λ, for every m and λ and groups of queries.
 
@@ -61,11 +62,12 @@ def predict_lds(
         ridges: (L,) values of λ > 0.
         groups: index tensors into the queries; None for one group of all.
         corrected: solve the sketched problem with the corrected ridge; NaN where that is not defined.
+        sjlt_columns: d for an SJLT with one entry a column, whose law differs where m is not far below d; else None.
 
     """
     ms, ridges = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in (ms, ridges))
     eigenvalues, subset_sums, queries, losses = (x.cpu() for x in (eigenvalues, subset_sums, queries, losses))
-    law = sketch_law(eigenvalues, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected)
+    law = sketch_law(eigenvalues, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns)
     groups = [torch.arange(len(queries))] if groups is None else groups
     pairs = _Pairs(losses)
     # Everything depends on differences of subset sums alone; centred, they are small enough for float32.

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from common.geometry import effective_dimension
+from common.sjlt_theory import sjlt_ridge_and_dof
 
 _MAX_ITERATIONS = 200
 _LEVELS = (0.50, 0.95, 0.99)
@@ -168,11 +169,11 @@ class SketchLaw:
         return w / self.mu * (1 + w * (self.shift - (1 - w) / self.dof))
 
 
-def sketch_law(eigenvalues, m, ridge, corrected: bool = False) -> SketchLaw:
+def sketch_law(eigenvalues, m, ridge, corrected: bool = False, sjlt_columns: int | None = None) -> SketchLaw:
     """Return the law of a sketch of size m at ridge λ > 0, for m and ridge of one common shape (cells,).
 
     ν = m − d_2 is computed as mλ/μ + Σ sμ/(s+μ)², without cancellation. With `corrected` the sketched problem is
-    solved with `corrected_ridge`, so that μ = λ.
+    solved with `corrected_ridge`, so that μ = λ. For `sjlt_columns` see common/sjlt_theory.py.
     """
     s = _eigenvalues(eigenvalues)
     m, ridge = _sizes_and_ridges(m, ridge)
@@ -182,6 +183,9 @@ def sketch_law(eigenvalues, m, ridge, corrected: bool = False) -> SketchLaw:
     mu = torch.where(solved.isnan(), torch.nan, ridge) if corrected else implicit_ridge(s, m, ridge)
     w = mu / (s[:, None] + mu)
     dof = m * solved / mu + (w * (1 - w)).sum(0)
+    if sjlt_columns is not None:
+        mu, dof = sjlt_ridge_and_dof(s, m, solved, sjlt_columns, mu, dof)
+        w = mu / (s[:, None] + mu)
     shift = (w * (1 - w) ** 2).sum(0) / dof**2
     return SketchLaw(ridge, mu, dof, shift)
 
@@ -205,7 +209,9 @@ class SelfInfluencePrediction:
     """99 % quantile of ε."""
 
 
-def predict_self_influence(eigenvalues, queries, ms, ridges, corrected: bool = False) -> SelfInfluencePrediction:
+def predict_self_influence(
+    eigenvalues, queries, ms, ridges, corrected: bool = False, sjlt_columns: int | None = None
+) -> SelfInfluencePrediction:
     """Return the predicted error of self-influence φ̃_λ(q) for every m and λ, pooled over the queries.
 
         E[φ̃]   = Σ_j c_j q_j² ,  c the weights of `SketchLaw.mean_weights`
@@ -221,11 +227,12 @@ def predict_self_influence(eigenvalues, queries, ms, ridges, corrected: bool = F
         ms: (M,) projection dimensions.
         ridges: (L,) values of λ > 0.
         corrected: solve the sketched problem with `corrected_ridge` instead of λ.
+        sjlt_columns: d for an SJLT with one entry a column, whose law differs where m is not far below d; else None.
 
     """
     s = _eigenvalues(eigenvalues)
     ms, ridges = _as_float64(ms).flatten(), _as_float64(ridges).flatten()
-    law = sketch_law(s, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected)
+    law = sketch_law(s, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns)
     squares = _as_float64(queries).square()
     squares = squares[squares.any(1)]
     if len(squares) == 0:
@@ -255,7 +262,9 @@ class CrossErrorPrediction:
     """99 % quantile."""
 
 
-def predict_cross_error(eigenvalues, left, right, ms, ridges, corrected: bool = False) -> CrossErrorPrediction:
+def predict_cross_error(
+    eigenvalues, left, right, ms, ridges, corrected: bool = False, sjlt_columns: int | None = None
+) -> CrossErrorPrediction:
     """Return the predicted normalised error of B̃(g, q) for every m and λ, pooled over pairs of rows.
 
         E[B̃] = Σ_j c_j g_j q_j ,   Var[B̃] = μ²/ν [ψ(g, g) ψ(q, q) + ψ(g, q)²]
@@ -267,12 +276,13 @@ def predict_cross_error(eigenvalues, left, right, ms, ridges, corrected: bool = 
         ms: (M,) projection dimensions.
         ridges: (L,) values of λ > 0.
         corrected: solve the sketched problem with `corrected_ridge` instead of λ.
+        sjlt_columns: d for an SJLT with one entry a column, whose law differs where m is not far below d; else None.
 
     """
     s = _eigenvalues(eigenvalues)
     left, right, ms, ridges = (_as_float64(value) for value in (left, right, ms, ridges))
     ms, ridges = ms.flatten(), ridges.flatten()
-    law = sketch_law(s, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected)
+    law = sketch_law(s, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns)
     products, left, right = left * right, left.square(), right.square()
     exact = 1 / (s[:, None] + ridges)
     scale = ((left @ exact) * (right @ exact)).sqrt().repeat(1, len(ms))
