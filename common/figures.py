@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from common.arguments import workload_name
 from common.geometry import Geometry, effective_dimension
 from common.storage import write_atomically
 
@@ -55,7 +56,7 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, 
         _draw_spectrum(spectrum, geometry)
         _draw_effective_dimension(dimensions, geometry, table)
         figure.suptitle(
-            f"{args.dataset} + {args.model}, {args.proj_type} projection, queries: "
+            f"{workload_name(args)}, {args.proj_type} projection, queries: "
             f"{'training' if args.test_mode == 'self' else 'test'} samples"
         )
         save_figure(figure, folder)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from common.arguments import workload_name
 from common.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, save_figure
 from common.selection import Selection
 
@@ -39,7 +40,7 @@ def draw_hyperparam_selection(
         _draw_effective_dimension(axes[1, 0], table, selection)
         _draw_normalised(axes[1, 1], table, predicted)
         _draw_map(axes[1, 2], table, predicted)
-        figure.suptitle(f"{args.dataset} + {args.model}, {args.proj_type} projection, {args.num_subsets} subset models")
+        figure.suptitle(f"{workload_name(args)}, {args.proj_type} projection, {args.num_subsets} subset models")
         save_figure(figure, folder)
 
 
@@ -111,7 +112,7 @@ def _draw_effective_dimension(axes: Axes, table: pd.DataFrame, selection: Select
 def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
     sketched, exact = _split(table)
     best = exact.set_index("lambda")["test_lds"]
-    useful = [ridge for ridge, lds in best.items() if lds > 0.2 * best.max()]
+    useful = [ridge for ridge, lds in best.items() if lds > max(0, 0.2 * best.max())]
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(1, len(useful))))
     for ridge, colour, marker in zip(useful, colours, MARKERS, strict=False):
         line = predicted[predicted["lambda"] == ridge]
@@ -129,7 +130,8 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
         ylabel="test LDS / exact test LDS",
         title="Normalised LDS (dotted: 95 %, $m = d_λ$)",
     )
-    axes.legend(title="λ", ncols=2)
+    if useful:
+        axes.legend(title="λ", ncols=2)
 
 
 def _draw_map(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:

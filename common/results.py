@@ -176,9 +176,13 @@ def _complete_lines(path: Path) -> list[dict]:
     lines = []
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        is_unit = isinstance(record, dict) and record.keys() >= {"trial", "m", "rows"}
+        if not (is_unit if lines else isinstance(record, dict)):
+            break
+        lines.append(record)
     return lines
 
 

@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common import workloads
+from common.datasets import mnist
+
 
 @pytest.fixture
 def one_thread():
@@ -11,3 +14,21 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def mnist_data():
+    return mnist.load()
+
+
+@pytest.fixture
+def mnist_once(mnist_data, monkeypatch):
+    """Unpacking the images takes a second: once for all runs inside this process."""
+    monkeypatch.setitem(workloads.DATASETS, "mnist", lambda data_dir: mnist_data)
+    return mnist_data
+
+
+@pytest.fixture(scope="session")
+def toy_benchmarks(tmp_path_factory):
+    """A folder of checkpoints that all toy runs share."""
+    return tmp_path_factory.mktemp("benchmarks")

@@ -120,7 +120,7 @@ def test_few_validation_queries_are_warned_about(run):
         (["--val_ratio", "0.001"], "leaves 0 to select"),
         (["--val_ratio", "0.999"], "0 to judge"),
         (["--num_subsets", "2"], "--num_subsets 2"),
-        (["--benchmark", "dattri"], "--benchmark local works offline"),
+        (["--benchmark", "dattri"], "--benchmark dattri comes trained on all its samples"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, options, says):
