@@ -25,21 +25,8 @@ from common.records import Dataset, Examples
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
 
 SCRIPT = Path(spectrum_bounds.__file__)
-TOY = [
-    "--model",
-    "lr",
-    "--num_train",
-    "60",
-    "--max_m",
-    "64",
-    "--num_trials",
-    "2",
-    "--num_test_grads",
-    "20",
-    "--device",
-    "cpu",
-]
-RIDGES = ["--lambda_exp_min", "-4", "--lambda_exp_max", "0", "--min_d_lambda", "1"]
+TOY = ["--model", "lr", "--num_train", "60", "--max_m", "64", "--num_trials", "2", "--num_test_grads", "20"]
+TOY += ["--lambda_exp_min", "-4", "--lambda_exp_max", "0", "--min_d_lambda", "1", "--device", "cpu"]
 MS, LAMBDAS = [1, 2, 4, 8, 16, 32, 64], [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 FILES = {"config.json", "trials.csv", "summary.csv", "spectrum.csv", "effective_dimension.csv", "recommendation.csv",
          "figure.png", "figure.pdf"}  # fmt: skip
@@ -180,27 +167,27 @@ def test_the_same_command_gives_the_same_numbers_in_another_process(finished, co
 # --- options ------------------------------------------------------------------------------------------------
 
 
-def gap_to_prediction(command):
-    summary = command.table("summary").query("m >= 16")
-    return (summary["predicted_eps_95"] / summary["eps_95"] - 1).abs().median()
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        ("--explicit_projection",),
-        ("--proj_type", "rademacher"),
+        ("--proj_type", "normal"),
+        ("--proj_type", "normal", "--explicit_projection"),
+        ("--proj_type", "normal", "--test_mode", "test"),
         ("--proj_type", "rademacher", "--offload", "recompute"),
-        ("--proj_type", "sjlt", "--sjlt_sparsity", "2", "--min_m", "2"),
-        ("--proj_type", "sjlt", "--grad_dtype", "float16", "--offload", "cpu"),
+        ("--proj_type", "sjlt"),
+        ("--proj_type", "sjlt", "--sjlt_sparsity", "4", "--grad_dtype", "float16", "--offload", "cpu"),
     ],
     ids=" ".join,
 )
-def test_every_projection_errs_as_the_closed_form_says(command, options):
-    assert command(*options) == 0
+def test_measured_and_predicted_bias_agree_for_every_kind_of_projection(command, options):
+    # 20 sketches; the spread of their mean is measured, and 5 of it allow about one false alarm in 10^5; the closed
+    # form is asymptotic, which is what the 0.01 is for
+    assert command(*options, "--num_trials", "20", "--min_m", "32", "--max_m", "128") == 0
     assert {path.name for path in command.run.iterdir()} == FILES
-    assert gap_to_prediction(command) < 0.15
-    assert command.table("summary")["num_bad"].eq(0).all()
+    summary = command.table("summary")
+    allowed = 5 * summary["mean_ratio_std"] / 20**0.5 + 0.01
+    assert ((summary["mean_ratio"] - summary["predicted_mean_ratio"]).abs() < allowed).all()
+    assert summary["num_bad"].eq(0).all()
 
 
 @pytest.mark.parametrize("proj_type", ["normal", "sjlt"])
@@ -209,11 +196,12 @@ def test_where_gradients_are_kept_does_not_change_the_numbers(command, proj_type
     for offload in ("none", "cpu", "disk", "recompute"):
         assert command("--proj_type", proj_type, "--offload", offload) == 0
         assert command.config["offload"] == offload
+        stored = f"gradients: 60 x 7850 float32, 0.00 GB ({60 * 7850 * 4} bytes)"
+        assert (stored in capsys.readouterr().out) == (offload != "recompute")
         tables[offload] = command.table("trials")
-    assert capsys.readouterr().err == ""
     for offload in ("none", "disk"):
-        pd.testing.assert_frame_equal(tables[offload], tables["cpu"], rtol=1e-9, atol=0)
-    # recomputed gradients are rounded at other places; float32 leaves 1e-7 of 1/λ = 1e4 at the worst
+        pd.testing.assert_frame_equal(tables[offload], tables["cpu"], check_exact=True)
+    # recomputed gradients are rounded at other places; (largest eigenvalue)/λ amplifies the 1e-7 of float32
     pd.testing.assert_frame_equal(tables["recompute"], tables["cpu"], rtol=1e-3, atol=1e-4)
     assert list((command.folder / "cache").iterdir()) == []
 
@@ -224,16 +212,16 @@ def test_test_samples_as_queries_report_their_energy_outside_the_range(command, 
     assert "query energy outside range(F): median " in capsys.readouterr().out
     assert 0 < command.config["outside_energy_median"] <= command.config["outside_energy_max"] <= 1
     assert len(command.table("spectrum")) == command.config["rank"] <= 60
-    assert gap_to_prediction(command) < 0.25
 
 
 def test_predicting_alone_draws_no_sketch(command, finished):
     assert command("--predict_only") == 0
     assert {path.name for path in command.run.iterdir()} == FILES - {"trials.csv"}
     assert "sketches" not in command.config["seconds"]
+    assert "eps_95" not in command.table("summary")
     measured = finished[0].table("summary")
     for name in (name for name in measured if name.startswith("predicted_")):
-        np.testing.assert_allclose(command.table("summary")[name], measured[name])
+        np.testing.assert_allclose(command.table("summary")[name], measured[name], rtol=1e-6)
 
 
 def test_the_ridge_correction_removes_the_bias_and_leaves_the_raw_numbers_alone(command, finished):
@@ -297,6 +285,8 @@ BAD = {
     "no power of two": ["--min_m", "5", "--max_m", "7"],
     "every m too large": ["--min_m", "8192", "--max_m", "8192"],
     "no trials": ["--num_trials", "0"],
+    "negative batches": ["--batch_size", "-3"],
+    "no number": ["--seed", "x"],
     "negative queries": ["--num_test_grads", "-5"],
     "more samples than there are": ["--num_train", "4501"],
     "exponents reversed": ["--lambda_exp_min", "1"],
@@ -401,7 +391,8 @@ def stop_midway(command, sent):
     """Start the long run, send it a signal after its first units, and return (status, errors, units finished)."""
     process = command.start(*LONG)
     log = command.folder / "results" / "spectrum_bounds"
-    while process.poll() is None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
         lines = sum(path.read_bytes().count(b"\n") for path in log.glob("*/unfinished.jsonl"))
         if lines > 4:
             process.send_signal(sent)
