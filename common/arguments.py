@@ -27,8 +27,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """Parse an integer >= 1."""
-    return _parse(text, int, lambda value: value >= 1, "an integer >= 1")
+    """Parse an integer from 1 to 2^40, far beyond any count that fits a computer."""
+    return _parse(text, int, lambda value: 1 <= value <= 2**40, "an integer >= 1 (and at most 2^40)")
 
 
 def seed_int(text: str) -> int:

@@ -88,6 +88,10 @@ def build_geometry(unit_gram: Tensor, norms: Tensor, num_train: int, query_rows:
     eigenvalues, vectors = torch.linalg.eigh(weighted.T @ weighted / num_train)
     # rounding leaves eigenvalues of the positive semidefinite F down to about -1e-16 times the largest
     eigenvalues, vectors = eigenvalues.flip(0).clamp(min=0), vectors.flip(1)
+    # a fixed sign, or rounding (threads, offload mode) would decide which realisation a seed gives
+    seen = weighted @ vectors
+    largest = seen.gather(0, seen.abs().argmax(0, keepdim=True))
+    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
 
     extra = outside.shape[1]
     pad = torch.nn.functional.pad

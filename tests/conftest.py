@@ -7,7 +7,7 @@ from common import workloads
 from common.datasets import mnist
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Small matrices are faster without threads that wait for each other."""
     before = torch.get_num_threads()

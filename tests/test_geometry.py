@@ -80,6 +80,20 @@ def test_coordinates_of_a_rank_deficient_gram_matrix_have_as_many_columns_as_its
     torch.testing.assert_close(rows @ rows.T, gram, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_of_the_gram_matrix_does_not_turn_the_basis(seed):
+    # a sketch of the coordinates is equal in law in every basis, but its numbers are not: were the signs of the
+    # eigenvectors left to rounding, the number of threads would change every score of a seed
+    train = reference.gradients_with_spectrum(torch.logspace(1, -3, 30, dtype=torch.float64), 30, 60, seed)
+    gradients = DenseGradients(train)
+    noise = 1e-14 * normal(seed + 9, 30, 30)
+    rows = [
+        build_geometry(gram, gradients.norms, 30, torch.arange(30)).rows
+        for gram in (gradients.unit_gram(), gradients.unit_gram() + noise + noise.T)
+    ]
+    torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=1e-6)
+
+
 # --- accuracy over ten orders of magnitude ------------------------------------------------------------------
 
 
