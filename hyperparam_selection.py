@@ -14,6 +14,7 @@ import pandas as pd
 
 from common import arguments, lds_figures, lds_sweep
 from common.benchmark import GroundTruth, load_ground_truth
+from common.cells import Cells
 from common.errors import UserError
 from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
 from common.results import Run, UnitLog, progress_bar
@@ -63,7 +64,7 @@ def main() -> None:
         run.write_table("trials.csv", trials)
         table = lds_sweep.summarise(units, task).merge(predicted, how="left")
         run.record(prediction_gaps=lds_sweep.prediction_gaps(table))
-        selection = select(lds_sweep.selection_grid(trials, exact, prepared.ms, task))
+        selection = select(lds_sweep.selection_grid(trials, exact, task))
         advice = lds_sweep.measured_at(advice, table)
 
     table = lds_sweep.join(table, exact)
@@ -85,22 +86,15 @@ def make_task(args: argparse.Namespace, run: Run, prepared: Prepared, truth: Gro
             f"{num_queries - num_val} to judge; both must be at least 1"
         )
     run.record(num_val_queries=num_val, num_test_queries=num_queries - num_val, ridges=prepared.ridges)
-    return lds_sweep.make_task(
-        prepared.geometry,
-        truth,
-        prepared.query_samples,
-        prepared.ridges,
-        prepared.effective_dimensions,
-        num_val,
-        args.ridge_correction,
-        args.seed,
-        sjlt_columns(args, prepared),
-    )
+    columns = sjlt_columns(args, prepared)
+    cells = Cells(prepared.ms, prepared.ridges, prepared.effective_dimensions, args.ridge_correction, columns)
+    return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, args.seed)
 
 
 def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, task, vectors, ms: list[int]) -> pd.DataFrame:
     """Measure every (trial, m) that an interrupted run has not measured yet; return one row a (trial, m, λ)."""
-    sketcher = make_sketcher(args, prepared, vectors, task.smallest_ridge(ms))
+    cells = dataclasses.replace(task.cells, ms=ms)
+    sketcher = make_sketcher(args, prepared, vectors, cells.smallest_ridge(prepared.geometry))
     log = UnitLog(run.folder, run.identity(), args.fresh)
     with run.phase("sketches"), progress_bar("sketches", args.num_trials * len(ms)) as progress:
         for trial in range(args.num_trials):

@@ -11,6 +11,7 @@ import argparse
 import pandas as pd
 
 from common import arguments, error_sweep, figures
+from common.cells import Cells
 from common.errors import UserError
 from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
 from common.results import Run, UnitLog, progress_bar
@@ -60,7 +61,7 @@ def main() -> None:
     run.finish()
 
 
-def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> error_sweep.Cells:
+def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> Cells:
     """Leave out λ with a small d_λ, say so, and keep a record of every choice in effective_dimension.csv."""
     rows, kept = [], []
     for ridge, d_lambda in zip(prepared.ridges, prepared.effective_dimensions, strict=True):
@@ -79,7 +80,7 @@ def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> erro
         raise UserError(f"--min_d_lambda {args.min_d_lambda:g} leaves no λ: the largest d_λ is {largest:.3g}")
     run.record(ridges=[ridge for ridge, _ in kept])
     columns = sjlt_columns(args, prepared)
-    return error_sweep.Cells(prepared.ms, *map(list, zip(*kept, strict=True)), args.ridge_correction, columns)
+    return Cells(prepared.ms, *map(list, zip(*kept, strict=True)), args.ridge_correction, columns)
 
 
 def write_spectrum(run: Run, prepared: Prepared) -> None:
@@ -92,17 +93,18 @@ def write_spectrum(run: Run, prepared: Prepared) -> None:
         print(f"query energy outside range(F): median {outside.median():.1%}, largest {outside.max():.1%}")
 
 
-def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, cells: error_sweep.Cells) -> pd.DataFrame:
+def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:
     """Measure every (trial, m) that an interrupted run has not measured yet; return one row a (trial, m, λ)."""
     geometry = prepared.geometry
     sketcher = make_sketcher(args, prepared, geometry.query_weights(), cells.smallest_ridge(geometry))
+    exact_scores = error_sweep.exact_scores(cells, geometry)
     units = UnitLog(run.folder, run.identity(), args.fresh)
     with run.phase("sketches"), progress_bar("sketches", args.num_trials * len(cells.ms)) as progress:
         for trial in range(args.num_trials):
             missing = [m for m in cells.ms if (trial, m) not in units]
             progress.update(len(cells.ms) - len(missing))
             for m, problem in sketcher.problems(trial, missing) if missing else ():
-                units.append(trial, m, error_sweep.measure(problem, m, trial, cells, geometry))
+                units.append(trial, m, error_sweep.measure(problem, m, trial, cells, geometry, exact_scores))
                 progress.update()
     trials = units.table()
     units.remove()

@@ -7,58 +7,38 @@ import math
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 from torch import Tensor
 
+from common.cells import Cells
 from common.geometry import Geometry
-from common.influence import SketchedProblem, exact_self_influence, sketched_self_influence
+from common.influence import SketchedProblem, exact_self_influence, whitened_or_nan
 from common.metrics import error_statistics
-from common.theory import corrected_ridge, predict_self_influence
+from common.theory import predict_self_influence
 
 PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
 LARGEST_RECOMMENDED_M = 2**24
 
 
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """The (m, λ) cells of a sweep."""
-
-    ms: list[int]
-    """Projection dimensions, ascending."""
-    ridges: list[float]
-    """λ, ascending."""
-    effective_dimensions: list[float]
-    """d_λ of every λ."""
-    ridge_correction: bool
-    """Whether every cell is also solved with λ(1 - d_λ/m)."""
-    sjlt_columns: int | None = None
-    """d where the sketch is an SJLT with one entry a column: its law differs where m is not far below d."""
-
-    def corrected(self, geometry: Geometry, m: int) -> list[float]:
-        """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
-        return corrected_ridge(geometry.eigenvalues, m, torch.tensor(self.ridges, dtype=torch.float64)).tolist()
-
-    def smallest_ridge(self, geometry: Geometry) -> float:
-        """Return the smallest λ that any cell is solved with."""
-        solved = list(self.ridges)
-        if self.ridge_correction:
-            solved += [ridge for m in self.ms for ridge in self.corrected(geometry, m) if not math.isnan(ridge)]
-        return min(solved)
+def exact_scores(cells: Cells, geometry: Geometry) -> list[Tensor]:
+    """Return the (k,) values φ_λ of the queries for every λ."""
+    queries = geometry.queries
+    return [exact_self_influence(geometry.eigenvalues, queries, ridge) for ridge in cells.ridges]
 
 
-def measure(problem: SketchedProblem, m: int, trial: int, cells: Cells, geometry: Geometry) -> list[dict]:
+def measure(
+    problem: SketchedProblem, m: int, trial: int, cells: Cells, geometry: Geometry, exact_scores: list[Tensor]
+) -> list[dict]:
     """Return one row a λ: error statistics of φ̃_λ/φ_λ over the queries, for one sketch."""
     rows = []
-    corrected = cells.corrected(geometry, m)
-    for ridge, d_lambda, corrected_value in zip(cells.ridges, cells.effective_dimensions, corrected, strict=True):
-        exact = exact_self_influence(geometry.eigenvalues, geometry.queries, ridge)
+    columns = (cells.ridges, cells.effective_dimensions, cells.corrected(geometry, m), exact_scores)
+    for ridge, d_lambda, corrected, exact in zip(*columns, strict=True):
         row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": m / d_lambda}
         row["num_queries"] = len(exact)
         row |= dataclasses.asdict(error_statistics(_ratios(problem, ridge, exact)))
         if cells.ridge_correction:
-            row["corrected_lambda"] = corrected_value
-            if not math.isnan(corrected_value):
-                statistics = error_statistics(_ratios(problem, corrected_value, exact))
+            row["corrected_lambda"] = corrected
+            if not math.isnan(corrected):
+                statistics = error_statistics(_ratios(problem, corrected, exact))
                 row |= {f"corrected_{name}": value for name, value in dataclasses.asdict(statistics).items()}
         rows.append(row)
     return rows
@@ -126,11 +106,7 @@ def recommend(cells: Cells, geometry: Geometry, target: float) -> pd.DataFrame:
 
 
 def _ratios(problem: SketchedProblem, ridge: float, exact: Tensor) -> Tensor:
-    try:
-        return sketched_self_influence(problem, ridge) / exact
-    except torch.linalg.LinAlgError:
-        # λ below the rounding of PFPᵀ: no score exists, and every query counts as bad
-        return torch.full_like(exact, torch.nan)
+    return whitened_or_nan(problem, ridge).square().sum(1) / exact
 
 
 def _smallest_m(

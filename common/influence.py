@@ -61,6 +61,14 @@ def sketched_self_influence(problem: SketchedProblem, ridge: float) -> Tensor:
     return problem.whitened(ridge).square().sum(1)
 
 
+def whitened_or_nan(problem: SketchedProblem, ridge: float) -> Tensor:
+    """Return `problem.whitened(ridge)`, or (v, 1) NaN where λ is below the rounding of PFPᵀ: no score exists."""
+    try:
+        return problem.whitened(ridge)
+    except torch.linalg.LinAlgError:
+        return problem.vectors.new_full((len(problem.vectors), 1), torch.nan)
+
+
 def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, vectors: Tensor) -> SketchedProblem:
     """Return the sketched problem of explicitly projected unit gradients.
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from common.benchmark import GroundTruth
+from common.cells import Cells
 from common.geometry import Geometry
-from common.influence import SketchedProblem, exact_influence
+from common.influence import SketchedProblem, exact_influence, whitened_or_nan
 from common.lds_theory import predict_lds
 from common.metrics import bootstrap_interval, lds_per_query, unit_ranks
 from common.projectors import make_generator
 from common.selection import REACHED_SHARE, LdsGrid
-from common.theory import corrected_ridge
 
 SPLIT_STREAM = 1_000_033
 MS_PER_OCTAVE = 2
@@ -38,44 +38,24 @@ class LdsTask:
     """(S, k) losses."""
     groups: dict[str, Tensor]
     """`val`: queries that select λ and m; `test`: the others. (k_val,) and (k_test,) int64."""
-    ridges: list[float]
-    """λ, ascending."""
-    effective_dimensions: list[float]
-    """d_λ of every λ."""
-    ridge_correction: bool
-    """Whether every cell is also solved with λ(1 - d_λ/m)."""
+    cells: Cells
+    """Projection dimensions m and ridges λ of the grid."""
     seed: int
     """Of the bootstrap."""
-    sjlt_columns: int | None = None
-    """d where the sketch is an SJLT with one entry a column: its law differs where m is not far below d."""
 
     @property
     def num_subsets(self) -> int:
         """S."""
         return len(self.losses)
 
-    def corrected(self, m: int) -> list[float]:
-        """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
-        return corrected_ridge(self.geometry.eigenvalues, m, torch.tensor(self.ridges, dtype=torch.float64)).tolist()
-
-    def smallest_ridge(self, ms: Sequence[int]) -> float:
-        """Return the smallest λ that any cell is solved with."""
-        solved = list(self.ridges)
-        if self.ridge_correction:
-            solved += [ridge for m in ms for ridge in self.corrected(m) if not math.isnan(ridge)]
-        return min(solved)
-
 
 def make_task(
     geometry: Geometry,
     truth: GroundTruth,
     query_samples: Tensor,
-    ridges: list[float],
-    effective_dimensions: list[float],
+    cells: Cells,
     num_val: int,
-    ridge_correction: bool,
     seed: int,
-    sjlt_columns: int | None = None,
 ) -> tuple[LdsTask, Tensor]:
     """Return the task, and the (S + k, N) weights of the vectors to sketch: subset sums, then queries.
 
@@ -90,11 +70,8 @@ def make_task(
         loss_ranks=unit_ranks(losses),
         losses=losses,
         groups={"val": order[:num_val].sort().values, "test": order[num_val:].sort().values},
-        ridges=ridges,
-        effective_dimensions=effective_dimensions,
-        ridge_correction=ridge_correction,
+        cells=cells,
         seed=seed,
-        sjlt_columns=sjlt_columns,
     )
     return task, torch.cat([weights, geometry.query_weights()])
 
@@ -102,9 +79,9 @@ def make_task(
 def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:
     """Return one row a λ: the LDS of every query under one sketch."""
     rows = []
-    for ridge, corrected in zip(task.ridges, task.corrected(m), strict=True):
+    for ridge, corrected in zip(task.cells.ridges, task.cells.corrected(task.geometry, m), strict=True):
         row = {"trial": trial, "m": m, "lambda": ridge, "per_query": _sketched_lds(problem, ridge, task)}
-        if task.ridge_correction:
+        if task.cells.ridge_correction:
             row["corrected_lambda"] = corrected
             if not math.isnan(corrected):
                 row["corrected_per_query"] = _sketched_lds(problem, corrected, task)
@@ -115,7 +92,7 @@ def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list
 def exact_rows(task: LdsTask) -> pd.DataFrame:
     """Return one row a λ with m = inf: the LDS of every query without a sketch."""
     rows = []
-    for ridge in task.ridges:
+    for ridge in task.cells.ridges:
         scores = exact_influence(task.geometry.eigenvalues, task.subset_sums, task.geometry.queries, ridge)
         per_query = lds_per_query(scores, task.loss_ranks).tolist()
         rows.append({"trial": 0, "m": math.inf, "lambda": ridge, "per_query": per_query})
@@ -157,19 +134,19 @@ def summarise(units: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
 
 def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
     """Return one row an (m, λ): the closed-form LDS of both groups, mean and standard deviation over sketches."""
-    index = pd.MultiIndex.from_product([ms, task.ridges], names=["m", "lambda"]).to_frame(index=False)
+    index = pd.MultiIndex.from_product([ms, task.cells.ridges], names=["m", "lambda"]).to_frame(index=False)
     table = _with_effective_dimension(index, task)
-    for corrected in (False, True) if task.ridge_correction else (False,):
+    for corrected in (False, True) if task.cells.ridge_correction else (False,):
         prediction = predict_lds(
             task.geometry.eigenvalues,
             task.subset_sums,
             task.geometry.queries,
             task.losses,
             ms,
-            task.ridges,
+            task.cells.ridges,
             groups=list(task.groups.values()),
             corrected=corrected,
-            sjlt_columns=task.sjlt_columns,
+            sjlt_columns=task.cells.sjlt_columns,
         )
         prefix = "predicted_corrected_" if corrected else "predicted_"
         for i, name in enumerate(task.groups):
@@ -250,14 +227,15 @@ def advice_sentence(advice: dict | None) -> str:
     )
 
 
-def selection_grid(trials: pd.DataFrame, exact: pd.DataFrame, ms: Sequence[int], task: LdsTask) -> LdsGrid:
+def selection_grid(trials: pd.DataFrame, exact: pd.DataFrame, task: LdsTask) -> LdsGrid:
     """Return the measured LDS of the grid's own m as arrays for the choice rules."""
+    ms = task.cells.ms
     trials = trials[trials["m"].isin(ms)].sort_values(["trial", "m", "lambda"])
-    shape = (trials["trial"].nunique(), len(ms), len(task.ridges))
+    shape = (trials["trial"].nunique(), len(ms), len(task.cells.ridges))
     return LdsGrid(
         ms=np.array(ms),
-        ridges=np.array(task.ridges),
-        effective_dimensions=np.array(task.effective_dimensions),
+        ridges=np.array(task.cells.ridges),
+        effective_dimensions=np.array(task.cells.effective_dimensions),
         val_lds=trials["val_lds"].to_numpy().reshape(shape),
         test_lds=trials["test_lds"].to_numpy().reshape(shape),
         exact_val_lds=exact["val_lds"].to_numpy(),
@@ -267,17 +245,13 @@ def selection_grid(trials: pd.DataFrame, exact: pd.DataFrame, ms: Sequence[int],
 
 
 def _sketched_lds(problem: SketchedProblem, ridge: float, task: LdsTask) -> list[float]:
-    try:
-        whitened = problem.whitened(ridge)
-    except torch.linalg.LinAlgError:
-        # λ below the rounding of PFPᵀ: no score exists, and every query counts as bad
-        return [math.nan] * task.losses.shape[1]
+    whitened = whitened_or_nan(problem, ridge)
     scores = whitened[: task.num_subsets] @ whitened[task.num_subsets :].T
     return lds_per_query(scores.cpu(), task.loss_ranks).tolist()
 
 
 def _with_effective_dimension(cells: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
-    d_lambda = cells["lambda"].map(dict(zip(task.ridges, task.effective_dimensions, strict=True)))
+    d_lambda = cells["lambda"].map(dict(zip(task.cells.ridges, task.cells.effective_dimensions, strict=True)))
     return cells.assign(d_lambda=d_lambda, m_over_d_lambda=cells["m"] / d_lambda)
 
 

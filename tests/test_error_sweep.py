@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from common.error_sweep import Cells, measure, predict, prediction_gaps, recommend, summarise
+from common.cells import Cells
+from common.error_sweep import exact_scores, measure, predict, prediction_gaps, recommend, summarise
 from common.geometry import build_geometry, effective_dimension
 from common.influence import SketchedProblem
 from common.projectors import make_projector
@@ -37,6 +38,10 @@ def make_cells(geometry, ms, ridges=None, ridge_correction=False):
     return Cells(ms, ridges, d_lambda, ridge_correction)
 
 
+def measured(problem, m, trial, cells, geometry):
+    return measure(problem, m, trial, cells, geometry, exact_scores(cells, geometry))
+
+
 # --- one sketch ---------------------------------------------------------------------------------------------
 
 
@@ -48,7 +53,7 @@ def test_measured_errors_equal_those_of_the_dense_formula(m):
     sketcher = ExplicitSketcher(gradients, projector, N_TRAIN, geometry.query_weights(), max_m=m)
     ((_, problem),) = sketcher.problems(0, [m])
     P, queries = projection_matrix(projector, D, m, m, trial=0), gradients.unit[:8]
-    for row in measure(problem, m, 0, cells, geometry):
+    for row in measured(problem, m, 0, cells, geometry):
         ridge = row["lambda"]
         d_lambda = reference.effective_dimension(train, ridge)
         exact = reference.influence(train, queries, queries, ridge).diagonal()
@@ -72,7 +77,7 @@ def test_rows_carry_trial_m_lambda_and_the_number_of_queries():
     _, _, geometry = toy()
     cells = make_cells(geometry, [4, 8])
     sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(geometry), seed=0)
-    rows = [row for m, problem in sketcher.problems(2, [4, 8]) for row in measure(problem, m, 2, cells, geometry)]
+    rows = [row for m, problem in sketcher.problems(2, [4, 8]) for row in measured(problem, m, 2, cells, geometry)]
     assert [(row["trial"], row["m"], row["lambda"]) for row in rows] == [(2, m, r) for m in (4, 8) for r in RIDGES]
     assert {row["num_queries"] for row in rows} == {8}
 
@@ -86,7 +91,7 @@ def test_a_query_without_gradient_is_counted_and_changes_no_other_number():
         weights = torch.eye(N_TRAIN, dtype=torch.float64)[queries]
         chosen = build_geometry(geometry.rows @ geometry.rows.T, geometry.norms, N_TRAIN, queries)
         sketcher = CoordinateSketcher(chosen, weights, min(RIDGES), seed=0)
-        return [row for m, problem in sketcher.problems(0, [16]) for row in measure(problem, m, 0, cells, chosen)]
+        return [row for m, problem in sketcher.problems(0, [16]) for row in measured(problem, m, 0, cells, chosen)]
 
     for all_queries, without in zip(rows_for(torch.arange(8)), rows_for(kept), strict=True):
         assert (all_queries["num_bad"], without["num_bad"]) == (1, 0)
@@ -97,33 +102,10 @@ def test_a_ridge_below_rounding_makes_every_query_bad_and_is_no_exception():
     _, _, geometry = toy()
     fisher = torch.tensor([[1.0, 1.0], [1.0, 1.0 - 1e-15]], dtype=torch.float64)
     problem = SketchedProblem(fisher, normal(0, 8, 2))
-    for row in measure(problem, 2, 0, make_cells(geometry, [2], [1e-300, 1e-30]), geometry):
+    for row in measured(problem, 2, 0, make_cells(geometry, [2], [1e-300, 1e-30]), geometry):
         assert row["num_bad"] == 8
         assert math.isnan(row["eps_95"])
         assert math.isnan(row["mean_ratio"])
-
-
-# --- the ridge correction -----------------------------------------------------------------------------------
-
-
-def test_the_corrected_ridge_is_lambda_times_one_minus_d_lambda_over_m_and_undefined_below():
-    _, _, geometry = toy()
-    cells = make_cells(geometry, [1, 64], ridge_correction=True)
-    for m in (1, 64):
-        for ridge, d_lambda, found in zip(
-            RIDGES, cells.effective_dimensions, cells.corrected(geometry, m), strict=True
-        ):
-            expected = ridge * (1 - d_lambda / m)
-            assert math.isnan(found) if expected <= 0 else found == pytest.approx(expected)
-
-
-def test_the_smallest_ridge_includes_corrected_ones():
-    _, _, geometry = toy()
-    d_lambda = make_cells(geometry, [64]).effective_dimensions[0]
-    just_above = math.ceil(d_lambda)
-    corrected = make_cells(geometry, [just_above], ridge_correction=True)
-    assert corrected.smallest_ridge(geometry) == pytest.approx(1e-4 * (1 - d_lambda / just_above))
-    assert make_cells(geometry, [just_above]).smallest_ridge(geometry) == 1e-4
 
 
 # --- over sketches ------------------------------------------------------------------------------------------
@@ -186,7 +168,7 @@ def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
         row
         for trial in range(60)
         for m, problem in sketcher.problems(trial, cells.ms)
-        for row in measure(problem, m, trial, cells, geometry)
+        for row in measured(problem, m, trial, cells, geometry)
     ]
     table = summarise(pd.DataFrame(rows)).merge(predict(cells, geometry))
     assert len(table) == 6

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from common import figures
-from common.error_sweep import Cells, predict
+from common.cells import Cells
+from common.error_sweep import predict
 from common.geometry import build_geometry, effective_dimension
 from tests import reference
 from tests.reference import DenseGradients
