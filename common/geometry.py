@@ -45,8 +45,10 @@ class Geometry:
         return self.queries[:, self.rank :].square().sum(1)
 
     def query_weights(self) -> Tensor:
-        """Return the (k, N) float64 weights whose product with the unit rows gives the queries."""
-        return torch.nn.functional.one_hot(self.query_rows, len(self.rows)).double()
+        """Return the sparse (k, N) float64 weights whose product with the unit rows gives the queries."""
+        positions = torch.stack([torch.arange(len(self.query_rows), device=self.query_rows.device), self.query_rows])
+        ones = torch.ones(len(self.query_rows), dtype=torch.float64, device=self.query_rows.device)
+        return torch.sparse_coo_tensor(positions, ones, (len(self.query_rows), len(self.rows)), check_invariants=True)
 
     def subset_weights(self, subsets: Tensor) -> Tensor:
         """Return the (S, N) weights whose product with the unit rows gives the sums of the actual gradients.
@@ -78,11 +80,12 @@ def build_geometry(unit_gram: Tensor, norms: Tensor, num_train: int, query_rows:
         num_train: n, the number of training rows.
         query_rows: (k,) int64 rows that are queries; training rows, or rows behind them.
     """
-    pivots, factor = _pivoted_cholesky(unit_gram[:num_train, :num_train])
+    order, factor = coordinates(unit_gram[:num_train, :num_train])
     rank = factor.shape[1]
+    pivots = order[:rank]
     others = torch.arange(num_train, len(unit_gram), device=unit_gram.device)
     inside = torch.linalg.solve_triangular(factor[pivots], unit_gram[pivots][:, others], upper=False).T
-    _, outside = _pivoted_cholesky(unit_gram[others][:, others] - inside @ inside.T)
+    _, outside = coordinates(unit_gram[others][:, others] - inside @ inside.T)
 
     weighted = factor * norms[:num_train, None]
     eigenvalues, vectors = torch.linalg.eigh(weighted.T @ weighted / num_train)
@@ -100,16 +103,15 @@ def build_geometry(unit_gram: Tensor, norms: Tensor, num_train: int, query_rows:
     return Geometry(pad(eigenvalues, (0, extra)), rank, rows, norms, num_train, query_rows.to(rows.device))
 
 
-def coordinates(gram: Tensor) -> Tensor:
-    """Return (N, r) rows with the given (N, N) Gram matrix; r is its numerical rank."""
-    return _pivoted_cholesky(gram)[1]
+def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (N, r) rows L with LLᵀ = gram, r its numerical rank, by pivoted Cholesky factorisation.
 
-
-def _pivoted_cholesky(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the (r,) pivot rows and the (N, r) factor L with LLᵀ = gram, L[pivots] lower triangular."""
+    Also, and first, an order (N,) of the rows in which L[order] is lower trapezoidal. Only the lower triangle of the
+    (N, N) float64 `gram` is read.
+    """
     # dpstrf takes its first pivot without looking at the tolerance
     if not (gram.diagonal() > RANK_TOLERANCE).any():
-        return torch.zeros(0, dtype=torch.int64, device=gram.device), gram.new_zeros(len(gram), 0)
+        return torch.arange(len(gram), device=gram.device), gram.new_zeros(len(gram), 0)
     # torch has no pivoted Cholesky on any device
     factored, order, rank, info = lapack.dpstrf(gram.cpu().numpy(), lower=1, tol=RANK_TOLERANCE)
     if info < 0:
@@ -117,4 +119,4 @@ def _pivoted_cholesky(gram: Tensor) -> tuple[Tensor, Tensor]:
     order = torch.from_numpy(order.astype("int64") - 1)
     factor = torch.zeros(len(gram), rank, dtype=torch.float64)
     factor[order] = torch.from_numpy(factored)[:, :rank].tril()
-    return order[:rank].to(gram.device), factor.to(gram.device)
+    return order.to(gram.device), factor.to(gram.device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.gram import add_gram, mirror_lower_triangle
 from common.layer_capture import LayerLayout
 from common.layer_gradients import LayerwiseGradients, per_sample_gradients
 from common.layer_layout import layer_layout
@@ -84,8 +85,8 @@ class StoredGradients:
         gram = torch.zeros(self.num_rows, self.num_rows, dtype=torch.float64, device=self.device)
         blocks = tqdm(self.unit_blocks(), "Gram matrix", unit="block", file=sys.stderr, disable=None, leave=False)
         for _, block in blocks:
-            _add_lower_gram(gram, block.double())
-        gram = gram.tril() + gram.tril(-1).T
+            add_gram(gram, block)
+        mirror_lower_triangle(gram)
         # storage rounds, so stored rows have unit length only to about the precision of their dtype
         scale = _inverse(gram.diagonal().sqrt())
         return gram * scale[:, None] * scale
@@ -276,10 +277,3 @@ class _DiskRows:
 
 def _inverse(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, 1 / norms, 0)
-
-
-def _add_lower_gram(gram: Tensor, rows: Tensor, block: int = 1024) -> None:
-    """Add rows @ rows.T to the lower block triangle of `gram`: half the multiplications."""
-    for start in range(0, len(rows), block):
-        stop = start + block
-        gram[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.geometry import coordinates
+from common.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid
 from common.projectors import make_generator
 
 # Eigenvalues of F below this multiple of λ are left out of the solve; it bounds the relative change of every score.
@@ -79,12 +80,18 @@ def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, ve
         projected: (m, N) PG̃ᵀ, training rows first.
         norms: (N,) float64 lengths of the gradients.
         num_train: n.
-        vectors: (v, N) float64 weights: the vectors to score are `vectors` times the unit rows.
+        vectors: (v, N) float64 weights, sparse or dense: the vectors to score are `vectors` times the unit rows.
     """
-    is_tall = len(projected) > projected.shape[1]
-    rows = coordinates(_gram_of_columns(projected)) if is_tall else projected.T.double()
-    weighted = rows[:num_train] * norms[:num_train, None]
-    return SketchedProblem(fisher=weighted.T @ weighted / num_train, vectors=vectors @ rows)
+    if len(projected) > projected.shape[1]:
+        order, rows = coordinates(gram_of_columns(projected))
+        # rows[order] is lower trapezoidal; rows behind the training rows have no part in F
+        weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])])
+        fisher = gram_of_upper_trapezoid((rows[order] * weights[order, None]).T)
+    else:
+        rows = projected.T.double()
+        fisher = rows.new_zeros(len(projected), len(projected))
+        add_gram(fisher, (rows[:num_train] * norms[:num_train, None]).T)
+    return SketchedProblem(fisher / num_train, vectors @ rows)
 
 
 class GaussianCoordinateSketch:
@@ -119,7 +126,7 @@ class GaussianCoordinateSketch:
             self.rank, self.rank, generator=generator, dtype=torch.float64, device=eigenvalues.device
         ).triu_(1)
         self.upper_vectors = vectors @ self.upper.T
-        self.upper_fisher = _lower_gram(self.upper[:used, :used] * self.eigenvalues.sqrt())
+        self.upper_fisher = gram_of_upper_trapezoid(self.upper[:used, :used] * self.eigenvalues.sqrt())
         # (D S Nᵀ) below the diagonal, without its factor D
         self.cross = self.upper[:used, :used].T * self.eigenvalues[:, None]
 
@@ -135,21 +142,3 @@ class GaussianCoordinateSketch:
         # a Gaussian block of r columns has squared norm about (√m + √r)²
         growth = (1 + (self.rank / m) ** 0.5) ** 2
         return SketchedProblem(fisher / m, vectors / m**0.5, growth * self.eigenvalues[:used])
-
-
-def _lower_gram(rows: Tensor, block: int = 512) -> Tensor:
-    """Return the lower triangle of rows @ rows.T for upper triangular rows, at a sixth of the dense cost."""
-    gram = torch.zeros(len(rows), len(rows), dtype=rows.dtype, device=rows.device)
-    for start in range(0, len(rows), block):
-        stop = start + block
-        gram[start:stop, :stop] = rows[start:stop, start:] @ rows[:stop, start:].T
-    return gram
-
-
-def _gram_of_columns(projected: Tensor, chunk: int = 8192) -> Tensor:
-    """Return the (N, N) float64 Gram matrix of the columns of a float32 (m, N) matrix, m read in chunks."""
-    gram = torch.zeros(projected.shape[1], projected.shape[1], dtype=torch.float64, device=projected.device)
-    for part in projected.split(chunk):
-        part = part.double()
-        gram.addmm_(part.T, part)
-    return gram

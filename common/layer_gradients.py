@@ -19,17 +19,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.gram import add_gram, mirror_lower_triangle
 from common.layer_calls import trainable_parameters
 from common.layer_capture import Capture, LayerLayout, Loss, capture_layers
 from common.layer_layout import cast, layer_layout, require_supported
 from common.layer_products import (
-    add_gram,
     add_product_of_grams,
     empty_like,
     fill,
     grams_are_cheaper,
     matrix_shape,
-    mirror_lower_triangle,
     select_rows,
     split_rows,
     write_products,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from common.gram import panels
 from common.layer_capture import Capture
 
-PANEL_ROWS = 1024
 CHUNK_BYTES = 64 << 20
 # Writing out larger patches of one sample costs more than it saves over one library convolution a sample.
 LARGE_PATCHES = 2 << 20
@@ -150,31 +150,11 @@ def grams_are_cheaper(captures: list[Capture], rows: int, cols: int) -> bool:
 def add_product_of_grams(gram: Tensor, capture: Capture) -> None:
     """Add Σ_st (X_s X_tᵀ) ∘ (E_s E_tᵀ) to the lower triangle, in float64, for a linear layer's X and E."""
     positions = range(capture.errors.shape[1])
-    for rows, before in _panels(len(gram)):
+    for rows, before in panels(len(gram)):
         for s in positions:
             for t in positions:
                 product = _cross(capture.inputs[rows, s], capture.inputs[before, t])
                 gram[rows, before].addcmul_(product, _cross(capture.errors[rows, s], capture.errors[before, t]))
-
-
-def add_gram(gram: Tensor, block: Tensor) -> None:
-    """Add block blockᵀ to the lower triangle, in float64."""
-    exact = block.double()
-    for rows, before in _panels(len(gram)):
-        gram[rows, before].addmm_(exact[rows], exact[before].T)
-
-
-def mirror_lower_triangle(gram: Tensor) -> None:
-    """Copy the lower triangle onto the upper one."""
-    gram.tril_()
-    gram.add_(gram.tril(-1).T)
-
-
-def _panels(n: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows of a lower triangle and the columns up to their last."""
-    for start in range(0, n, PANEL_ROWS):
-        stop = min(start + PANEL_ROWS, n)
-        yield slice(start, stop), slice(0, stop)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def make_task(
         cells=cells,
         seed=seed,
     )
-    return task, torch.cat([weights, geometry.query_weights()])
+    return task, torch.cat([weights, geometry.query_weights().to_dense()])
 
 
 def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:

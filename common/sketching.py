@@ -24,7 +24,7 @@ class CoordinateSketcher:
     geometry: Geometry
     """Coordinates and eigenvalues."""
     vectors: Tensor
-    """(v, N) float64 weights: the vectors to score are these times the unit rows."""
+    """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
     smallest_ridge: float
     """Smallest λ that problems will be solved with."""
     seed: int
@@ -49,7 +49,7 @@ class ExplicitSketcher:
     num_train: int
     """n."""
     vectors: Tensor
-    """(v, N) float64 weights: the vectors to score are these times the unit rows."""
+    """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
     max_m: int
     """Largest m of the run, whether or not a call asks for it: P depends on it."""
 

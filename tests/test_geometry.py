@@ -75,9 +75,11 @@ def test_everything_is_float64_and_norms_are_kept_beside_unit_rows():
 def test_coordinates_of_a_rank_deficient_gram_matrix_have_as_many_columns_as_its_rank():
     matrix = normal(0, 15, 4) @ normal(1, 4, 30)
     gram = matrix @ matrix.T / matrix.square().sum(1).max()
-    rows = coordinates(gram)
+    order, rows = coordinates(gram)
     assert rows.shape == (15, 4)
     torch.testing.assert_close(rows @ rows.T, gram, rtol=0, atol=1e-14)
+    assert sorted(order.tolist()) == list(range(15))
+    assert rows[order].triu(1).abs().max() == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,6 +13,7 @@ from common.influence import (
     exact_self_influence,
     problem_from_projection,
     sketched_self_influence,
+    whitened_or_nan,
 )
 from tests import reference
 from tests.reference import DenseGradients, normal
@@ -106,6 +107,9 @@ def test_a_ridge_below_rounding_is_an_error_that_callers_can_catch():
     problem = SketchedProblem(fisher, torch.eye(2, dtype=torch.float64))
     with pytest.raises(torch.linalg.LinAlgError):
         problem.whitened(1e-300)
+    assert whitened_or_nan(problem, 1e-300).isnan().all()
+    assert whitened_or_nan(problem, 1e-300).shape == (2, 1)
+    assert torch.equal(whitened_or_nan(problem, 0.1), problem.whitened(0.1))
 
 
 # --- Gaussian sketches of coordinates -----------------------------------------------------------------------
