@@ -170,7 +170,7 @@ def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
             if f"{prefix}{name}" not in summary:
                 continue
             gap = (summary[f"predicted_{prefix}{name}"] - summary[f"{prefix}{name}"]).abs()
-            gap = gap[(summary["m"] >= 64) & np.isfinite(summary["m"])].dropna()
+            gap = gap[summary["m"] >= 64].dropna()
             gaps[f"{prefix}{name}_gap_median"] = gap.median() if len(gap) else None
             gaps[f"{prefix}{name}_gap_worst"] = gap.max() if len(gap) else None
             gaps[f"{prefix}{name}_gap_cells"] = len(gap)
