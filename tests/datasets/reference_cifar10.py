@@ -9,9 +9,9 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pooch
 
 from common.datasets.download import Archive
+from tests.datasets.reference_archive import archive_of
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 
@@ -59,15 +59,4 @@ def write_archive(folder: Path, members: dict[str, bytes]) -> Archive:
             info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return archive_of(path)
-
-
-def archive_of(path: Path) -> Archive:
-    """The record under which the file at `path` passes as the official one."""
-    return Archive(
-        file_name=path.name,
-        url="http://127.0.0.1:9/",  # the discard port: nothing answers
-        checksum=f"sha256:{pooch.file_hash(str(path))}",
-        size=path.stat().st_size,
-        embedded="photos2",
-    )
+    return archive_of(path, embedded="photos2")

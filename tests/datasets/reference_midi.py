@@ -10,11 +10,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pooch
 import pretty_midi
 from torch import Tensor
 
 from common.datasets.download import Archive
+from tests.datasets.reference_archive import archive_of
 
 
 def piano_midi(seed: int, notes: int) -> bytes:
@@ -45,18 +45,7 @@ def write_archive(folder: Path, members: dict[str, bytes]) -> Archive:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(f"maestro-v2.0.0/{name}", content)
-    return archive_of(path)
-
-
-def archive_of(path: Path) -> Archive:
-    """The record under which the file at `path` passes as the official one."""
-    return Archive(
-        file_name=path.name,
-        url="http://127.0.0.1:9/",  # the discard port: nothing answers
-        checksum=f"sha256:{pooch.file_hash(str(path))}",
-        size=path.stat().st_size,
-        embedded="chorales",
-    )
+    return archive_of(path, embedded="chorales")
 
 
 def dattri_datasets(archive: Path, folder: Path) -> dict[str, list[tuple[Tensor, Tensor]]]:

@@ -9,9 +9,9 @@ import torch
 
 from common.datasets import cifar2
 from common.errors import UserError
+from tests.datasets.reference_archive import archive_of
 from tests.datasets.reference_cifar10 import (
     BATCHES,
-    archive_of,
     batch_pickle,
     python2_pickle,
     random_batches,
@@ -67,7 +67,7 @@ def test_a_truncated_archive_is_named_even_if_its_checksum_is_expected(tmp_path,
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
-        cifar2.load(tmp_path, archive_of(path))
+        cifar2.load(tmp_path, archive_of(path, "photos2"))
 
 
 def test_a_corrupted_archive_is_named_even_if_its_checksum_is_expected(tmp_path):
@@ -77,7 +77,7 @@ def test_a_corrupted_archive_is_named_even_if_its_checksum_is_expected(tmp_path)
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
-        cifar2.load(tmp_path, archive_of(path))
+        cifar2.load(tmp_path, archive_of(path, "photos2"))
 
 
 def test_a_missing_batch_is_named(tmp_path):

@@ -5,7 +5,8 @@ import torch
 
 from common.datasets import maestro
 from common.errors import UserError
-from tests.datasets.reference_midi import archive_of, dattri_datasets, metadata, piano_midi, write_archive
+from tests.datasets.reference_archive import archive_of
+from tests.datasets.reference_midi import dattri_datasets, metadata, piano_midi, write_archive
 
 # In the order of the metadata, which is not the order of the names; one piece is too short for a sequence.
 PIECES = [
@@ -91,7 +92,7 @@ def test_a_truncated_archive_is_named_even_if_its_checksum_is_expected(tmp_path,
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match=r"maestro-v2\.0\.0-midi\.zip is not a complete zip"):
-        maestro.load(tmp_path, archive_of(path))
+        maestro.load(tmp_path, archive_of(path, "chorales"))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -102,7 +103,7 @@ def test_a_corrupted_member_is_a_user_error_even_if_the_checksum_is_expected(tmp
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"maestro-v2\.0\.0-midi\.zip"):
-        maestro.load(tmp_path, archive_of(path))
+        maestro.load(tmp_path, archive_of(path, "chorales"))
 
 
 @pytest.mark.parametrize(
