@@ -10,7 +10,7 @@ import argparse
 
 import pandas as pd
 
-from common import arguments, error_sweep, figures
+from common import arguments, error_sweep, figures, grad_dtype
 from common.cells import Cells
 from common.errors import UserError
 from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
@@ -40,6 +40,7 @@ def main() -> None:
     cells = choose_cells(args, run, prepared)
     geometry = prepared.geometry
     write_spectrum(run, prepared)
+    record_rounding(args, run, prepared, cells)
 
     # closed form: no sketch needed
     with run.phase("prediction"):
@@ -91,6 +92,20 @@ def write_spectrum(run: Run, prepared: Prepared) -> None:
     run.record(outside_energy_median=outside.median().item(), outside_energy_max=outside.max().item())
     if run.args.test_mode == "test":
         print(f"query energy outside range(F): median {outside.median():.1%}, largest {outside.max():.1%}")
+
+
+def record_rounding(args: argparse.Namespace, run: Run, prepared: Prepared, cells: Cells) -> None:
+    """Where gradients are stored in 16 bits, record and say what that does to the exact scores."""
+    if args.grad_dtype == "float32":
+        return
+    workload = prepared.workload
+    queries = workload.test.subset(prepared.query_samples if args.test_mode == "test" else slice(0))
+    with run.phase("rounding of gradients"):
+        effect = grad_dtype.rounding_effect(
+            workload, prepared.model, prepared.geometry, queries, args.batch_size, cells.ridges
+        )
+    run.record(grad_dtype_effect=effect)
+    print(grad_dtype.describe(args.grad_dtype, effect))
 
 
 def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:

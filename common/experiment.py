@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.arguments import choose_device, projection_dimensions, ridge_grid
 from common.benchmark import GroundTruth, TrainedModel, check_ground_truth, load_trained_model
@@ -33,6 +33,8 @@ class Prepared:
     """Data, model factory, loss, recipe."""
     published_truth: GroundTruth | None
     """Ground truth of --benchmark dattri; None where it is to be made here."""
+    model: nn.Module
+    """The checkpoint, in eval mode, on `device`."""
     device: torch.device
     """Where gradients, geometry and sketches are computed."""
     num_parameters: int
@@ -104,6 +106,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     return Prepared(
         workload=workload,
         published_truth=published_truth,
+        model=trained.model,
         device=device,
         num_parameters=num_parameters,
         gradients=gradients,

@@ -192,6 +192,17 @@ def test_measured_and_predicted_bias_agree_for_every_kind_of_projection(command,
     assert summary["num_bad"].eq(0).all()
 
 
+@pytest.mark.parametrize("mode", ["self", "test"])
+def test_sixteen_bit_gradients_record_what_they_do_to_the_exact_scores(command, mode, capsys):
+    options = ("--grad_dtype", "bfloat16", "--offload", "cpu", "--test_mode", mode, "--predict_only")
+    assert command(*options) == 0
+    config = json.loads((command.run / "config.json").read_text())
+    effect = config["grad_dtype_effect"]
+    assert [row["lambda"] for row in effect] == config["ridges"]
+    assert all(0 < row["median"] <= row["quantile_95"] <= row["max"] for row in effect)
+    assert "bfloat16 gradients change exact scores by" in capsys.readouterr().out
+
+
 @pytest.mark.xfail(
     reason="normal: recomputed gradients round differently, eigenvectors change sign, sketches are equal in law only",
     strict=False,
