@@ -5,7 +5,9 @@ Sweep (mnist + mlp, n = 1,000, m = 16 .. 4,096, λ = 1e-8 .. 1e-3, Gaussian sket
   dattri            dattri's BasicProjector on the d-dimensional gradients, then our solver
   stored matrix     a stored dense m x d matrix, and a fresh solve for every λ
 Preparation: per-sample gradients, Gram matrix, and ground-truth models, against one at a time.
-Writes bench.csv, growth.csv and figure.png/pdf to results/bench/.
+Growth: of a sketch and of the geometry, on synthetic gradients.
+Writes bench.csv, growth.csv, slopes.csv and figure.png/pdf to results/bench/; exit status 2 if the routes' errors
+differ by more than sketches of one law do.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import arguments, bench_figures, bench_routes
+from common import arguments, bench_figures, bench_growth, bench_routes, bench_tables
 from common.benchmark import load_trained_model
 from common.storage import make_folder, write_atomically
 from common.workloads import load_workload
@@ -32,16 +34,19 @@ def main() -> None:
     # the checkpoint is trained once, outside all timings
     load_trained_model(load_workload("mnist", "mlp"), args.benchmark_dir, "cpu")
 
-    table = bench_routes.compare_sweeps(args.benchmark_dir, args.num_train, args.max_m)
-    table = bench_routes.join(table, bench_routes.compare_preparation(args.benchmark_dir, args.num_train))
+    sweep = bench_routes.compare_sweeps(args.benchmark_dir, args.num_train, args.max_m)
+    table = bench_tables.join(sweep, bench_routes.compare_preparation(args.benchmark_dir, args.num_train))
     write_atomically(folder / "bench.csv", table.to_csv(index=False))
-    print(bench_routes.readable(table))
+    print(bench_tables.readable(table))
 
-    growth = bench_routes.measure_growth(args.num_train)
+    growth = bench_growth.measure_growth(args.num_train)
+    slopes = bench_growth.slopes(growth)
     write_atomically(folder / "growth.csv", growth.to_csv(index=False))
-    bench_figures.draw_growth(folder, growth)
-    print(bench_routes.slopes(growth).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    bench_routes.check_agreement(table)
+    write_atomically(folder / "slopes.csv", slopes.to_csv(index=False))
+    print(slopes.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+
+    bench_figures.draw_bench(folder, table, growth)
+    bench_tables.check_agreement(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The picture of `bench.py`: seconds of one sketch against n, d and m."""
+"""The picture of `bench.py`: seconds of every route, and growth with n, d and m."""
 
 from __future__ import annotations
 
@@ -6,20 +6,55 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 
-from common.figures import STYLE, save_figure
+from common.figures import MARKERS, STYLE, save_figure
 
-LABELS = {"n": "training samples n", "d": "parameters d", "m": "projection dimension m"}
+GROWTH_LABELS = {"n": "training samples n", "d": "parameters d", "m": "projection dimension m"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
-def draw_growth(folder: Path, growth: pd.DataFrame) -> None:
-    """Write figure.png and figure.pdf from the table of bench_routes.measure_growth."""
+def draw_bench(folder: Path, table: pd.DataFrame, growth: pd.DataFrame) -> None:
+    """Write figure.png and figure.pdf from the tables of bench_tables.join and bench_growth.measure_growth."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
-        for axes, (axis, label) in zip(panels, LABELS.items(), strict=True):
-            part = growth[growth["axis"] == axis]
-            axes.plot(part["value"], part["seconds"], "o-", color="#0072B2")
-            axes.set(xscale="log", yscale="log", xlabel=label)
-        panels[0].set_ylabel("seconds, one sketch and 6 λ")
-        figure.suptitle("Time of one Gaussian coordinate sketch with scores for all λ")
+        figure, panels = plt.subplot_mosaic("SSP;ndm", figsize=(11, 7), layout="constrained")
+        _draw_sweep(panels["S"], table[table["what"] == "sweep"])
+        _draw_preparation(panels["P"], table[~table["what"].isin(["sweep", "whole sweep"])])
+        for axis, label in GROWTH_LABELS.items():
+            _draw_growth(panels[axis], growth[growth["axis"] == axis], label)
+            panels[axis].sharey(panels["n"])
+        panels["n"].set_ylabel("seconds")
+        panels["n"].legend()
+        panels["d"].set_title("Growth on synthetic gradients, the other sizes fixed")
         save_figure(figure, folder)
+
+
+def _draw_sweep(axes: Axes, sweep: pd.DataFrame) -> None:
+    for (route, part), colour, marker in zip(sweep.groupby("route", sort=False), COLOURS, MARKERS, strict=False):
+        axes.plot(part["m"], part["seconds"], f"{marker}-", color=colour, label=route)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=GROWTH_LABELS["m"],
+        ylabel="seconds",
+        title="One sketch and scores for all λ (mnist + mlp, normal)",
+    )
+    axes.set_xscale("log", base=2)
+    axes.legend()
+
+
+def _draw_preparation(axes: Axes, preparation: pd.DataFrame) -> None:
+    names = preparation["what"] + "\n" + preparation["route"]
+    is_ours = ~preparation.duplicated("what")
+    bars = axes.barh(names, preparation["seconds"], color=[COLOURS[0] if ours else "0.7" for ours in is_ours])
+    axes.bar_label(bars, [f" x {ratio:.3g}" for ratio in preparation["ratio_to_ours"]], fontsize=7.5)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="seconds", title="Preparation, ratio to ours")
+    axes.margins(x=0.2)
+    axes.grid(axis="y", visible=False)
+
+
+def _draw_growth(axes: Axes, part: pd.DataFrame, label: str) -> None:
+    axes.plot(part["value"], part["sketch_seconds"], "o-", color=COLOURS[0], label="one sketch and scores for all λ")
+    axes.plot(part["value"], part["geometry_seconds"], "s--", color="0.45", label="geometry, once for all sketches")
+    axes.set(xscale="log", yscale="log", xlabel=label)
