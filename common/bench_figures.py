@@ -18,7 +18,7 @@ def draw_bench(folder: Path, table: pd.DataFrame, growth: pd.DataFrame) -> None:
     """Write figure.png and figure.pdf from the tables of bench_tables.join and bench_growth.measure_growth."""
     with plt.rc_context(STYLE):
         figure, panels = plt.subplot_mosaic("SSP;ndm", figsize=(11, 7), layout="constrained")
-        _draw_sweep(panels["S"], table[table["what"] == "sweep"])
+        _draw_sweep(panels["S"], table)
         _draw_preparation(panels["P"], table[~table["what"].isin(["sweep", "whole sweep"])])
         for axis, label in GROWTH_LABELS.items():
             _draw_growth(panels[axis], growth[growth["axis"] == axis], label)
@@ -29,9 +29,12 @@ def draw_bench(folder: Path, table: pd.DataFrame, growth: pd.DataFrame) -> None:
         save_figure(figure, folder)
 
 
-def _draw_sweep(axes: Axes, sweep: pd.DataFrame) -> None:
+def _draw_sweep(axes: Axes, table: pd.DataFrame) -> None:
+    sweep = table[table["what"] == "sweep"]
+    ratios = table[table["what"] == "whole sweep"].set_index("route")["ratio_to_ours"]
     for (route, part), colour, marker in zip(sweep.groupby("route", sort=False), COLOURS, MARKERS, strict=False):
-        axes.plot(part["m"], part["seconds"], f"{marker}-", color=colour, label=route)
+        label = f"{route}, whole sweep x {ratios[route]:.3g}"
+        axes.plot(part["m"], part["seconds"], f"{marker}-", color=colour, label=label)
     axes.set(
         xscale="log",
         yscale="log",
@@ -39,7 +42,7 @@ def _draw_sweep(axes: Axes, sweep: pd.DataFrame) -> None:
         ylabel="seconds",
         title="One sketch and scores for all λ (mnist + mlp, normal)",
     )
-    axes.set_xscale("log", base=2)
+    _label_values(axes, sorted(sweep["m"].unique()))
     axes.legend()
 
 
@@ -50,7 +53,7 @@ def _draw_preparation(axes: Axes, preparation: pd.DataFrame) -> None:
     axes.bar_label(bars, [f" x {ratio:.3g}" for ratio in preparation["ratio_to_ours"]], fontsize=7.5)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds", title="Preparation, ratio to ours")
-    axes.margins(x=0.2)
+    axes.set_xlim(right=3 * preparation["seconds"].max())  # room for the ratios
     axes.grid(axis="y", visible=False)
 
 
@@ -58,3 +61,11 @@ def _draw_growth(axes: Axes, part: pd.DataFrame, label: str) -> None:
     axes.plot(part["value"], part["sketch_seconds"], "o-", color=COLOURS[0], label="one sketch and scores for all λ")
     axes.plot(part["value"], part["geometry_seconds"], "s--", color="0.45", label="geometry, once for all sketches")
     axes.set(xscale="log", yscale="log", xlabel=label)
+    _label_values(axes, sorted(part["value"].unique()))
+
+
+def _label_values(axes: Axes, values: list) -> None:
+    """Mark the measured values, at most nine of them, instead of powers of ten."""
+    shown = values[:: -(-len(values) // 9)]
+    axes.set_xticks(shown, [f"{value:,.0f}" for value in shown])
+    axes.set_xticks([], minor=True)

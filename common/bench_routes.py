@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import resource
 import time
@@ -68,6 +69,9 @@ class _Memory:
     """Memory of this process from now on."""
 
     def __init__(self):
+        with contextlib.suppress(AttributeError, OSError):
+            # glibc: what was freed but not given back would hide what is allocated next
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
         self._before = _memory("VmRSS")
@@ -140,7 +144,7 @@ Measured = Iterator[tuple[int, float, list[torch.Tensor], dict[str, int]]]
 
 def _coordinates(workload, model, geometry, ms, trial: int = 0) -> Measured:
     """Ours: m by m, and to each m its share of the drawing that serves all of them."""
-    start, memory = time.perf_counter(), _Memory()
+    memory, start = _Memory(), time.perf_counter()
     sketch = GaussianCoordinateSketch(geometry.eigenvalues, geometry.queries, RIDGES[0], SEED, trial)
     shared = (time.perf_counter() - start) / len(ms)
     for m in ms:
@@ -156,7 +160,7 @@ def _dattri(workload, model, geometry, ms) -> Measured:
 
     unit = _all_gradients(workload, model).div_(geometry.norms[:, None])
     for m in ms:
-        start, memory = time.perf_counter(), _Memory()
+        memory, start = _Memory(), time.perf_counter()
         projector = BasicProjector(unit.shape[1], m, SEED, ProjectionType.normal, torch.device("cpu"))
         projected = projector.project(unit, ensemble_id=0).T
         problem = problem_from_projection(projected, geometry.norms, geometry.num_train, geometry.query_weights())
@@ -170,7 +174,7 @@ def _stored_matrix(workload, model, geometry, ms) -> Measured:
     gradients = _all_gradients(workload, model)
     queries = gradients[geometry.query_rows] / geometry.norms[geometry.query_rows, None].float()
     for m in ms:
-        start, memory = time.perf_counter(), _Memory()
+        memory, start = _Memory(), time.perf_counter()
         matrix = torch.randn(m, gradients.shape[1], generator=make_generator("cpu", SEED, m)).div_(m**0.5)
         sketched, sketched_queries = (gradients @ matrix.T).double(), (queries @ matrix.T).double()
         fisher = sketched.T @ sketched / geometry.num_train
@@ -186,7 +190,10 @@ ROUTES = {"coordinates": _coordinates, "dattri": _dattri, "stored matrix": _stor
 
 
 def _all_gradients(workload, model) -> torch.Tensor:
-    compute = compute_by_layers(workload, model, layer_layout(model, workload.loss, workload.train))
+    return _in_batches(workload, compute_by_layers(workload, model, layer_layout(model, workload.loss, workload.train)))
+
+
+def _in_batches(workload, compute: Callable) -> torch.Tensor:
     return torch.cat([compute(*_batch(workload, start)) for start in range(0, len(workload.train), 32)])
 
 
@@ -199,7 +206,7 @@ def _timed_step(step: Callable, benchmark_dir: Path, num_train: int) -> dict[str
     workload = load_workload("mnist", "mlp", num_train)
     model = load_trained_model(load_workload("mnist", "mlp"), benchmark_dir, "cpu", progress=False).model
     run = step(workload, model)
-    start, memory = time.perf_counter(), _Memory()
+    memory, start = _Memory(), time.perf_counter()
     run()
     return {"seconds": time.perf_counter() - start, **memory.bytes()}
 
@@ -210,7 +217,7 @@ def _gradients_by_layers(workload, model):
 
 def _gradients_by_vmap(workload, model):
     compute = compute_by_vmap(workload, model)
-    return lambda: torch.cat([compute(*_batch(workload, start)) for start in range(0, len(workload.train), 32)])
+    return lambda: _in_batches(workload, compute)
 
 
 def _gradients_one_by_one(workload, model):

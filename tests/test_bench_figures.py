@@ -44,7 +44,9 @@ def test_both_files_are_there_and_not_blank(drawn):
 def test_every_route_has_a_line_of_seconds_over_m_on_logarithmic_axes(drawn, tables):
     axes = drawn[0]["S"]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ROUTES
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [f"{route}, whole sweep x {ratio}" for route, ratio in zip(ROUTES, (1, 7, 49), strict=True)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "32", "64"]
     for route, line in zip(ROUTES, axes.lines, strict=True):
         rows = tables[0][(tables[0]["what"] == "sweep") & (tables[0]["route"] == route)]
         np.testing.assert_allclose(line.get_xdata(), MS)
