@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common import arguments, bench_figures, bench_growth, bench_routes, bench_tables
 from common.benchmark import load_trained_model
+from common.errors import UserError
 from common.storage import make_folder, write_atomically
 from common.workloads import load_workload
 
@@ -29,6 +30,10 @@ def main() -> None:
     parser.add_argument("--num_train", type=arguments.positive_int, default=1000, help="n")
     parser.add_argument("--max_m", type=arguments.power_of_two, default=4096, help="largest projection dimension")
     args = parser.parse_args()
+    if args.num_train < 8:
+        raise UserError(f"--num_train {args.num_train}: growth is measured down to a quarter of it, at least 8 needed")
+    if args.max_m < bench_routes.MIN_M:
+        raise UserError(f"--max_m {args.max_m}: the sweep starts at m = {bench_routes.MIN_M}")
     folder = make_folder(args.output_dir / "bench")
 
     # the checkpoint is trained once, outside all timings

@@ -30,6 +30,7 @@ from common.training import train_model, train_together
 from common.workloads import load_workload
 
 RIDGES = [10.0**e for e in range(-8, -2)]
+MIN_M = 16
 NUM_QUERIES = 200
 SEED = 42
 NOISE_SKETCHES = 20
@@ -92,7 +93,7 @@ def _memory(field: str) -> int:
 
 
 def _dimensions(max_m: int) -> list[int]:
-    return [2**j for j in range(4, max_m.bit_length())]
+    return [m for j in range(max_m.bit_length()) if (m := 2**j) >= MIN_M]
 
 
 def _sweep(route: Callable, benchmark_dir: Path, num_train: int, max_m: int) -> pd.DataFrame:
