@@ -86,7 +86,7 @@ def make_task(args: argparse.Namespace, run: Run, prepared: Prepared, truth: Gro
             f"{num_queries - num_val} to judge; both must be at least 1"
         )
     run.record(num_val_queries=num_val, num_test_queries=num_queries - num_val, ridges=prepared.ridges)
-    columns = sjlt_columns(args, prepared)
+    columns = sjlt_columns(args, run, prepared)
     cells = Cells(prepared.ms, prepared.ridges, prepared.effective_dimensions, args.ridge_correction, columns)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, args.seed)
 

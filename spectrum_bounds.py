@@ -45,7 +45,7 @@ def main() -> None:
     # closed form: no sketch needed
     with run.phase("prediction"):
         table = error_sweep.predict(cells, geometry)
-        advice = error_sweep.recommend(cells, geometry, args.target_eps)
+        advice = error_sweep.recommend(cells, geometry, args.target_eps, prepared.num_parameters)
 
     # measurement: sketches
     if not args.predict_only:
@@ -80,7 +80,7 @@ def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> Cell
         largest = max(prepared.effective_dimensions)
         raise UserError(f"--min_d_lambda {args.min_d_lambda:g} leaves no λ: the largest d_λ is {largest:.3g}")
     run.record(ridges=[ridge for ridge, _ in kept])
-    columns = sjlt_columns(args, prepared)
+    columns = sjlt_columns(args, run, prepared)
     return Cells(prepared.ms, *map(list, zip(*kept, strict=True)), args.ridge_correction, columns)
 
 

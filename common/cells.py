@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.column_sample import ColumnSample
 from common.geometry import Geometry
 from common.theory import corrected_ridge
 
@@ -23,8 +24,8 @@ class Cells:
     """d_λ of every λ."""
     ridge_correction: bool
     """Whether every cell is also solved with λ(1 - d_λ/m)."""
-    sjlt_columns: int | None = None
-    """d where the sketch is an SJLT with one entry a column: its law differs where m is not far below d."""
+    sjlt_columns: ColumnSample | None = None
+    """For an SJLT with one entry a column, whose law depends on how leverage is spread over columns."""
 
     def corrected(self, geometry: Geometry, m: int) -> list[float]:
         """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""

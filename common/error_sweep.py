@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from common.cells import Cells
 from common.geometry import Geometry
 from common.influence import SketchedProblem, exact_self_influence, whitened_or_nan
 from common.metrics import error_statistics
-from common.theory import predict_self_influence
+from common.theory import predict_self_influence, predict_self_influence_at
 
 PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
-LARGEST_RECOMMENDED_M = 2**24
 
 
 def exact_scores(cells: Cells, geometry: Geometry) -> list[Tensor]:
@@ -88,20 +87,19 @@ def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
     return gaps
 
 
-def recommend(cells: Cells, geometry: Geometry, target: float) -> pd.DataFrame:
-    """Return for every λ the smallest m with predicted ε_95 <= target, raw and ridge-corrected, to 0.3 %.
+def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: int) -> pd.DataFrame:
+    """Return for every λ the smallest m < d with predicted ε_95 <= target, raw and ridge-corrected, to 0.3 %.
 
-    Beside it stands d_λ/target², what the theorem asks for up to its constant. None: not reached below 2^24.
+    Beside it stands d_λ/target², what the theorem asks for up to its constant. None: not reached below d.
     """
     return pd.DataFrame(
         {
-            "lambda": ridge,
-            "d_lambda": d_lambda,
-            "m": _smallest_m(geometry, ridge, target, False, cells.sjlt_columns),
-            "m_ridge_corrected": _smallest_m(geometry, ridge, target, True, cells.sjlt_columns),
-            "d_lambda_over_eps_squared": math.ceil(d_lambda / target**2),
+            "lambda": cells.ridges,
+            "d_lambda": cells.effective_dimensions,
+            "m": _smallest_ms(cells, geometry, target, num_parameters, corrected=False),
+            "m_ridge_corrected": _smallest_ms(cells, geometry, target, num_parameters, corrected=True),
+            "d_lambda_over_eps_squared": [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions],
         }
-        for ridge, d_lambda in zip(cells.ridges, cells.effective_dimensions, strict=True)
     ).astype({"m": "Int64", "m_ridge_corrected": "Int64"})
 
 
@@ -109,16 +107,22 @@ def _ratios(problem: SketchedProblem, ridge: float, exact: Tensor) -> Tensor:
     return whitened_or_nan(problem, ridge).square().sum(1) / exact
 
 
-def _smallest_m(
-    geometry: Geometry, ridge: float, target: float, corrected: bool, sjlt_columns: int | None
-) -> int | None:
-    low, high, steps = 1, LARGEST_RECOMMENDED_M, 25
-    for _ in range(3):
-        grid: Sequence[int] = sorted({round(low * (high / low) ** (i / (steps - 1))) for i in range(steps)})
-        law = predict_self_influence(geometry.eigenvalues, geometry.queries, grid, [ridge], corrected, sjlt_columns)
-        reached = (law.eps_95[:, 0] <= target).tolist()  # NaN, where no correction exists, is not reached
-        if not any(reached):
-            return None
-        first = reached.index(True)
-        low, high = grid[max(first - 1, 0)], grid[first]
-    return high
+def _smallest_ms(
+    cells: Cells, geometry: Geometry, target: float, num_parameters: int, corrected: bool
+) -> list[int | None]:
+    ridges = torch.tensor(cells.ridges, dtype=torch.float64)
+
+    def reaches(m: Tensor) -> Tensor:
+        law = predict_self_influence_at(
+            geometry.eigenvalues, geometry.queries, m, ridges, corrected, cells.sjlt_columns
+        )
+        return law.eps_95 <= target  # NaN, where no correction exists, is not reached
+
+    high = torch.full_like(ridges, num_parameters - 1)
+    possible = reaches(high)
+    low = torch.zeros_like(high)
+    while (high - low > (0.003 * low).clamp(min=1)).any():
+        middle = torch.where(low > 0, (low * high).sqrt(), high / 64).clamp(min=1).round()
+        reached = reaches(middle)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return [int(m) if ok else None for m, ok in zip(high.tolist(), possible.tolist(), strict=True)]

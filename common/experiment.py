@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.arguments import choose_device, projection_dimensions, ridge_grid
 from common.benchmark import GroundTruth, TrainedModel, check_ground_truth, load_trained_model
+from common.column_sample import ColumnSample, sample_columns
 from common.errors import UserError
 from common.geometry import Geometry, build_geometry, effective_dimension
 from common.gradients import DTYPES, Gradients, make_gradients
@@ -129,9 +130,12 @@ def make_sketcher(
     return ExplicitSketcher(prepared.gradients, projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
 
 
-def sjlt_columns(args: argparse.Namespace, prepared: Prepared) -> int | None:
-    """Return d for an SJLT with one entry a column, which has a closed form of its own; else None."""
-    return prepared.num_parameters if args.proj_type == "sjlt" and args.sjlt_sparsity == 1 else None
+def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> ColumnSample | None:
+    """Return what the closed form of an SJLT with one entry a column needs besides the spectrum; else None."""
+    if args.proj_type != "sjlt" or args.sjlt_sparsity != 1:
+        return None
+    with run.phase("column sample"):
+        return sample_columns(prepared.gradients, prepared.geometry, args.seed)
 
 
 def _uses_coordinates(args: argparse.Namespace) -> bool:

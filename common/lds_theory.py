@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.column_sample import ColumnSample
 from common.metrics import unit_ranks
 from common.theory import sketch_law
 
@@ -33,7 +34,7 @@ def predict_lds(
     ridges,
     groups: Sequence[Tensor] | None = None,
     corrected: bool = False,
-    sjlt_columns: int | None = None,
+    sjlt_columns: ColumnSample | None = None,
 ) -> LdsPrediction:
     """Return the LDS that sketches of size m reach at ridge λ, for every m and λ and groups of queries.
 
@@ -62,7 +63,7 @@ def predict_lds(
         ridges: (L,) values of λ > 0.
         groups: index tensors into the queries; None for one group of all.
         corrected: solve the sketched problem with the corrected ridge; NaN where that is not defined.
-        sjlt_columns: d for an SJLT with one entry a column, whose law differs where m is not far below d; else None.
+        sjlt_columns: for an SJLT with one entry a column, whose law depends on how leverage is spread over columns.
 
     """
     ms, ridges = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in (ms, ridges))

@@ -23,21 +23,20 @@ Where the closed form fails (gap of predicted to measured ε_95 of self-influenc
 - ν < 10, that is m within about 10 of rank(F) and λ -> 0: −4 % at ν = 15, −5 % to −37 % at ν = 4, and useless at
   m = rank(F) (+156 %). The mean ratio stays right to 0.1 %. For ν >= 40 and a Gaussian sketch: within 1 % from
   m = 4 on; m = 1: 3 %.
-- sjlt is described by it only where d is many times m: with few parameters a bucket stays empty. At d = r = 200 and
-  m = 256: −53 % at λ = 1e-4 (mean ratio +28 %); d = 800: −5 %; d = 7850, m = 1024 just above d_λ: mean ratio of
-  queries outside range(F) +9 %, ε_95 −2 %; d = 109,386: nothing seen.
+- sjlt with few columns a bucket has a law of its own, common/sjlt_theory.py.
 - gradients concentrated on single parameters: at λ = 100, +3 % to +8 % for rademacher and sjlt (for such a query a
   rademacher sketch keeps the length exactly); below 0.3 % when spread over 200 parameters or more, for rademacher.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.column_sample import ColumnSample
 from common.geometry import effective_dimension
 from common.sjlt_theory import sjlt_ridge_and_dof
 
@@ -169,7 +168,7 @@ class SketchLaw:
         return w / self.mu * (1 + w * (self.shift - (1 - w) / self.dof))
 
 
-def sketch_law(eigenvalues, m, ridge, corrected: bool = False, sjlt_columns: int | None = None) -> SketchLaw:
+def sketch_law(eigenvalues, m, ridge, corrected: bool = False, sjlt_columns: ColumnSample | None = None) -> SketchLaw:
     """Return the law of a sketch of size m at ridge λ > 0, for m and ridge of one common shape (cells,).
 
     ν = m − d_2 is computed as mλ/μ + Σ sμ/(s+μ)², without cancellation. With `corrected` the sketched problem is
@@ -210,7 +209,7 @@ class SelfInfluencePrediction:
 
 
 def predict_self_influence(
-    eigenvalues, queries, ms, ridges, corrected: bool = False, sjlt_columns: int | None = None
+    eigenvalues, queries, ms, ridges, corrected: bool = False, sjlt_columns: ColumnSample | None = None
 ) -> SelfInfluencePrediction:
     """Return the predicted error of self-influence φ̃_λ(q) for every m and λ, pooled over the queries.
 
@@ -227,25 +226,33 @@ def predict_self_influence(
         ms: (M,) projection dimensions.
         ridges: (L,) values of λ > 0.
         corrected: solve the sketched problem with `corrected_ridge` instead of λ.
-        sjlt_columns: d for an SJLT with one entry a column, whose law differs where m is not far below d; else None.
+        sjlt_columns: for an SJLT with one entry a column, whose law depends on how leverage is spread over columns.
 
     """
-    s = _eigenvalues(eigenvalues)
     ms, ridges = _as_float64(ms).flatten(), _as_float64(ridges).flatten()
-    law = sketch_law(s, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns)
+    cells = predict_self_influence_at(
+        eigenvalues, queries, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns
+    )
+    return SelfInfluencePrediction(*(getattr(cells, f.name).reshape(len(ms), -1) for f in fields(cells)))
+
+
+def predict_self_influence_at(
+    eigenvalues, queries, m, ridge, corrected: bool = False, sjlt_columns: ColumnSample | None = None
+) -> SelfInfluencePrediction:
+    """Return `predict_self_influence` at single cells: m and ridge of one shape (cells,), as is the answer."""
+    s = _eigenvalues(eigenvalues)
+    law = sketch_law(s, m, ridge, corrected, sjlt_columns)
     squares = _as_float64(queries).square()
     squares = squares[squares.any(1)]
     if len(squares) == 0:
         raise ValueError("every query is zero, so that no ratio of self-influence exists")
     w = law.mu / (s[:, None] + law.mu)
-    exact = (squares @ (1 / (s[:, None] + ridges))).repeat(1, len(ms))
+    exact = squares @ (1 / (s[:, None] + law.ridge))
     psi = squares @ (w * w)
     mean = squares @ law.mean_weights(s) / exact
     std = (2 / law.dof).sqrt() * psi / (law.mu * exact)
     skew = (8 / law.dof).sqrt() * (1 + law.dof * law.shift - 3 * (1 - squares @ w**3 / psi))
-    return SelfInfluencePrediction(
-        *(value.reshape(len(ms), len(ridges)) for value in (mean.mean(0), *_error_summary(mean - 1, std, skew)))
-    )
+    return SelfInfluencePrediction(mean.mean(0), *_error_summary(mean - 1, std, skew))
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,7 @@ class CrossErrorPrediction:
 
 
 def predict_cross_error(
-    eigenvalues, left, right, ms, ridges, corrected: bool = False, sjlt_columns: int | None = None
+    eigenvalues, left, right, ms, ridges, corrected: bool = False, sjlt_columns: ColumnSample | None = None
 ) -> CrossErrorPrediction:
     """Return the predicted normalised error of B̃(g, q) for every m and λ, pooled over pairs of rows.
 
@@ -276,7 +283,7 @@ def predict_cross_error(
         ms: (M,) projection dimensions.
         ridges: (L,) values of λ > 0.
         corrected: solve the sketched problem with `corrected_ridge` instead of λ.
-        sjlt_columns: d for an SJLT with one entry a column, whose law differs where m is not far below d; else None.
+        sjlt_columns: for an SJLT with one entry a column, whose law depends on how leverage is spread over columns.
 
     """
     s = _eigenvalues(eigenvalues)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mpmath
 import torch
+from scipy.stats import poisson
 from torch import Tensor
 
 SPECTRA = ("flat", "power", "step", "deficient")
@@ -76,3 +77,48 @@ def implicit_ridge_mp(eigenvalues: list[float], m: int, ridge: float) -> mpmath.
             else:
                 low = (low + high) / 2
         return mpmath.exp(low)
+
+
+def free_sketch_ridge(eigenvalues: Tensor, m: float, ridge: float, d: int) -> tuple[float, float]:
+    """Return (μ, ν) of an SJLT whose bucket loads N ~ Poisson(d/m) are free of F, by bisection.
+
+    With m E[N/(N+x)] = D = d_μ: λ = Λ(μ, D) = μ x D/(d − D), and μ²/ν = −μ Λ_D/(Λ_μ − Λ_D tr F(F+μI)⁻²). LeJeune et
+    al., arXiv 2211.03751.
+    """
+    loads = torch.arange(1, int(d / m + 12 * (d / m) ** 0.5 + 13), dtype=torch.float64)
+    weights = torch.from_numpy(poisson.pmf(loads.numpy(), d / m))
+    low, high = -60.0, 60.0
+    for _ in range(100):
+        x = torch.tensor((low + high) / 2, dtype=torch.float64).exp()
+        used = m * (weights * loads / (loads + x)).sum()
+        mu = ridge * (d - used) / (x * used)
+        if (eigenvalues / (eigenvalues + mu)).sum() > used:
+            high = (low + high) / 2
+        else:
+            low = (low + high) / 2
+    slope = -1 / (m * (weights * loads / (loads + x) ** 2).sum())
+    by_dimension = mu * (slope * used / (d - used) + x * d / (d - used) ** 2)
+    spread = (eigenvalues / (eigenvalues + mu) ** 2).sum()
+    noise = -mu * by_dimension / (ridge / mu - by_dimension * spread)
+    return mu.item(), (mu * mu / noise).item()
+
+
+def bucket_weights(factor: Tensor, m: int, ridge: float) -> Tensor:
+    """Return w_c of common/sjlt_theory.py for F = factor factorᵀ, every column's own, by damped iteration.
+
+    `factor` is (d, r). E[1/(1 + t + L)] is integrated by the trapezoidal rule on a fine grid.
+    """
+    x = torch.linspace(-20, 4, 241, dtype=torch.float64).exp()
+    step = 0.1
+    weights = torch.full((len(factor),), 0.5, dtype=torch.float64)
+    for _ in range(1000):
+        solved = torch.linalg.inv(factor.T @ (weights[:, None] * factor) + ridge * torch.eye(factor.shape[1]).double())
+        leverage = ((factor @ solved) * factor).sum(1)
+        t = leverage / (1 - weights * leverage)
+        decay = torch.exp(-x[:, None] * t)
+        mean_inverse = (step * x * torch.exp(-x - (1 - decay).sum(1) / m)) @ decay
+        new = mean_inverse / (1 - t * mean_inverse)
+        if ((new / weights - 1).abs() < 1e-7).all():
+            break
+        weights = (weights * new).sqrt()
+    return weights

@@ -183,7 +183,7 @@ def test_one_query_without_gradient_does_not_take_the_predictions_of_all():
     _, _, geometry = toy(zero_query=True)
     table = predict(make_cells(geometry, [16, 64]), geometry)
     assert table.notna().all(axis=None)
-    assert recommend(make_cells(geometry, [16]), geometry, 0.5)["m"].notna().all()
+    assert recommend(make_cells(geometry, [16]), geometry, 0.5, BEYOND)["m"].notna().all()
 
 
 def test_gaps_look_at_cells_with_m_from_64_on_and_errors_below_one():
@@ -199,6 +199,8 @@ def test_gaps_look_at_cells_with_m_from_64_on_and_errors_below_one():
     assert nothing == {"eps_95_gap_median": None, "eps_95_gap_worst": None, "eps_95_gap_cells": 0}
 
 
+BEYOND = 2**24  # parameters: more than any recommended size
+
 # --- the recommended size -----------------------------------------------------------------------------------
 
 
@@ -206,7 +208,7 @@ def test_gaps_look_at_cells_with_m_from_64_on_and_errors_below_one():
 def test_the_recommended_size_is_the_smallest_that_reaches_the_target(target):
     _, _, geometry = toy()
     cells = make_cells(geometry, [4])
-    advice = recommend(cells, geometry, target)
+    advice = recommend(cells, geometry, target, BEYOND)
     for _, row in advice.iterrows():
         m, ridge = int(row["m"]), row["lambda"]
 
@@ -220,11 +222,14 @@ def test_the_recommended_size_is_the_smallest_that_reaches_the_target(target):
 
 def test_ridge_correction_asks_for_smaller_sketches_where_the_bias_rules():
     _, _, geometry = toy()
-    advice = recommend(make_cells(geometry, [4]), geometry, 0.1)
+    advice = recommend(make_cells(geometry, [4]), geometry, 0.1, BEYOND)
     assert (advice["m_ridge_corrected"] <= advice["m"]).all()
     assert advice["m_ridge_corrected"][0] < advice["m"][0]
 
 
 def test_a_target_out_of_reach_is_missing():
     _, _, geometry = toy()
-    assert recommend(make_cells(geometry, [4]), geometry, 1e-5)["m"].isna().all()
+    reached = recommend(make_cells(geometry, [4]), geometry, 0.3, BEYOND)["m"]
+    below = recommend(make_cells(geometry, [4]), geometry, 0.3, int(reached.max()))["m"]
+    assert (below.isna() == (reached >= reached.max())).all()
+    assert recommend(make_cells(geometry, [4]), geometry, 1e-5, BEYOND)["m"].isna().all()
