@@ -241,7 +241,7 @@ def _gram_by_layers(workload, model):
 
 def _gram_multiplied_out(workload, model):
     gradients = _all_gradients(workload, model)
-    stored = StoredGradients(*gradients.shape, "cpu", torch.float32, Path(), torch.device("cpu"))
+    stored = StoredGradients(*gradients.shape, "cpu", torch.float32, torch.device("cpu"))
     stored.write(0, gradients)
     return stored.unit_gram
 

@@ -14,7 +14,6 @@ manifests (see common/storage.py) that also cover what may change under one key:
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import sys
@@ -74,10 +73,10 @@ def load_trained_model(
                 storage.unseal(manifest)
                 everything = torch.arange(len(workload.train))
                 model = training.train_model(workload, everything, SEED, device, progress=progress)
-                _save_tensors(path, {name: value.cpu() for name, value in model.state_dict().items()})
+                storage.write_tensors(path, {name: value.cpu() for name, value in model.state_dict().items()})
                 storage.seal(manifest, made_by, [path], notes={"trained_on": str(device)})
     model = training.fresh_model(workload, SEED)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model.load_state_dict(storage.read_tensors(path))
     return _evaluate(workload, model, device)
 
 
@@ -118,8 +117,8 @@ def load_ground_truth(
             _discard_if_stale(folder, made_by)
             _make_groups(workload, folder, groups, device, progress)
             _write_lds(workload, folder, made_by)
-    values = _load_tensors(folder / "lds" / "target_values_lds.pt")
-    indices = _load_tensors(folder / "lds" / "indices_lds.pt")
+    values = storage.read_tensors(folder / "lds" / "target_values_lds.pt")
+    indices = storage.read_tensors(folder / "lds" / "indices_lds.pt")
     return GroundTruth(indices[:num_subsets], workload.target_sign * values[:num_subsets])
 
 
@@ -196,7 +195,7 @@ def _is_complete(folder: Path, made_by: dict, groups: list[range]) -> bool:
         storage.mismatch(folder / "models_half" / "manifest.json", made_by) is None
         and all(storage.mismatch(_group_manifest(folder, group), _group_record(group)) is None for group in groups)
         and storage.mismatch(folder / "lds" / "manifest.json", made_by) is None
-        and len(_load_tensors(folder / "lds" / "indices_lds.pt")) > groups[-1][-1]
+        and len(storage.read_tensors(folder / "lds" / "indices_lds.pt")) > groups[-1][-1]
     )
 
 
@@ -253,8 +252,8 @@ def _make_group(workload: Workload, folder: Path, group: range, device: torch.de
         losses = training.evaluate_losses(workload, model, workload.test, device)
         weights_path = folder / "models_half" / str(s) / "model_weights_0.pt"
         losses_path = weights_path.with_name("test_losses.pt")
-        _save_tensors(weights_path, state)
-        _save_tensors(losses_path, losses)
+        storage.write_tensors(weights_path, state)
+        storage.write_tensors(losses_path, losses)
         files += [weights_path, losses_path]
     storage.seal(manifest, _group_record(group), files, notes={"trained_on": str(device)})
 
@@ -264,14 +263,14 @@ def _write_lds(workload: Workload, folder: Path, made_by: dict) -> None:
     losses = []
     group = range(made_by["group_size"])
     while storage.mismatch(_group_manifest(folder, group), _group_record(group)) is None:
-        losses += [_load_tensors(folder / "models_half" / str(s) / "test_losses.pt") for s in group]
+        losses += [storage.read_tensors(folder / "models_half" / str(s) / "test_losses.pt") for s in group]
         group = range(group.stop, group.stop + len(group))
     indices = torch.stack([random_half(len(workload.train), s) for s in range(len(losses))])
     paths = [folder / "lds" / "indices_lds.pt", folder / "lds" / "target_values_lds.pt"]
     manifest = folder / "lds" / "manifest.json"
     storage.unseal(manifest)
-    _save_tensors(paths[0], indices)
-    _save_tensors(paths[1], workload.target_sign * torch.stack(losses))
+    storage.write_tensors(paths[0], indices)
+    storage.write_tensors(paths[1], workload.target_sign * torch.stack(losses))
     storage.seal(manifest, made_by, paths)
 
 
@@ -285,13 +284,3 @@ def _group_record(group: range) -> dict:
 
 def _root(folder: Path) -> Path:
     return folder.parent.parent
-
-
-def _save_tensors(path: Path, value: object) -> None:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    storage.write_atomically(path, buffer.getvalue())
-
-
-def _load_tensors(path: Path) -> Tensor:
-    return torch.load(path, map_location="cpu", weights_only=True)

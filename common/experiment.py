@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from common.arguments import choose_device, projection_dimensions, ridge_grid
 from common.benchmark import GroundTruth, TrainedModel, check_ground_truth, load_trained_model
+from common.cache import Cache
 from common.column_sample import ColumnSample, sample_columns
 from common.errors import UserError
 from common.geometry import Geometry, build_geometry, effective_dimension
-from common.gradients import DTYPES, Gradients, make_gradients
+from common.gradients import DTYPES, Gradients, plan_gradients
 from common.projectors import make_generator, make_projector
 from common.published import load_published_benchmark
 from common.records import Dataset, Workload
@@ -24,6 +25,21 @@ from common.user_workload import load_user_workload, without_ground_truth
 from common.workloads import check_pair, load_workload
 
 QUERY_STREAM = 1_000_003
+
+
+class LazyGradients:
+    """All rows, computed or opened when they are first asked for: with a geometry of an earlier run, many never are."""
+
+    def __init__(self, run: Run, cache: Cache):
+        self._run, self._cache, self._gradients = run, cache, None
+
+    def get(self, norms: Tensor | None = None) -> Gradients:
+        """Return the gradients; `norms` are their (N,) lengths, where they are known."""
+        if self._gradients is None:
+            with self._run.phase("gradients"):
+                self._gradients, from_cache = self._cache.gradients(norms)
+            self._run.record(gradients_from_cache=from_cache)
+        return self._gradients
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Prepared:
     """Where gradients, geometry and sketches are computed."""
     num_parameters: int
     """d."""
-    gradients: Gradients
+    gradients: LazyGradients
     """All rows: training samples, then test queries if there are any."""
     geometry: Geometry
     """Coordinates of all rows, eigenvalues of F."""
@@ -57,7 +73,7 @@ class Prepared:
 
 
 def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
-    """Return the gradients of a trained model and their geometry; every step is timed and recorded in config.json.
+    """Return a trained model's gradients and their geometry; every step is timed and recorded in config.json.
 
     Args:
         args: the script's options.
@@ -74,19 +90,18 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     _print_model(workload, trained, num_parameters)
 
     parts, query_rows, query_samples = _choose_queries(workload, query_kind, args.num_test_grads, args.seed)
-    with run.phase("gradients"):
-        gradients, offload = make_gradients(
-            workload,
-            trained.model,
-            parts,
-            args.batch_size,
-            args.offload if args.offload or _uses_coordinates(args) else "cpu",
-            DTYPES[args.grad_dtype],
-            args.cache_dir,
-            device,
-        )
-    with run.phase("geometry"):
-        geometry = build_geometry(gradients.unit_gram(), gradients.norms, len(workload.train), query_rows)
+    plan = plan_gradients(
+        workload,
+        trained.model,
+        parts,
+        args.batch_size,
+        args.offload if args.offload or _uses_coordinates(args) else "cpu",
+        DTYPES[args.grad_dtype],
+        device,
+    )
+    cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
+    gradients = LazyGradients(run, cache)
+    geometry = _find_geometry(run, cache, gradients, query_rows)
     ridges = ridge_grid(args)
     d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
     run.record(
@@ -101,7 +116,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         rank=geometry.rank,
         ms=ms,
         device=str(device),
-        offload=offload,
+        offload=plan.offload,
     )
     print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
     return Prepared(
@@ -127,7 +142,8 @@ def make_sketcher(
     if _uses_coordinates(args):
         return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, args.seed)
     projector = make_projector(args.proj_type, args.seed, args.sjlt_sparsity)
-    return ExplicitSketcher(prepared.gradients, projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
+    gradients = prepared.gradients.get(prepared.geometry.norms)
+    return ExplicitSketcher(gradients, projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
 
 
 def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> ColumnSample | None:
@@ -135,7 +151,7 @@ def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> Colu
     if args.proj_type != "sjlt" or args.sjlt_sparsity != 1:
         return None
     with run.phase("column sample"):
-        return sample_columns(prepared.gradients, prepared.geometry, args.seed)
+        return sample_columns(prepared.gradients.get(prepared.geometry.norms), prepared.geometry, args.seed)
 
 
 def _uses_coordinates(args: argparse.Namespace) -> bool:
@@ -171,6 +187,22 @@ def _load_workload(args: argparse.Namespace) -> Workload:
         raise UserError(f"--epochs {args.epochs}: {workload.name} has no recipe, its model comes trained")
     recipe = replace(workload.recipe, epochs=args.epochs)
     return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {args.epochs}")
+
+
+def _find_geometry(run: Run, cache: Cache, gradients: LazyGradients, query_rows: Tensor) -> Geometry:
+    """Return the geometry of an earlier run, or build and keep it."""
+    with cache.geometry_lock() as can_be_kept:
+        with run.phase("geometry"):
+            geometry = cache.read_geometry(query_rows) if can_be_kept else None
+        run.record(geometry_from_cache=geometry is not None)
+        if geometry is None:
+            rows = gradients.get()
+            with run.phase("geometry"):
+                num_train = len(cache.plan.parts[0][1])
+                geometry = build_geometry(rows.unit_gram(), rows.norms, num_train, query_rows)
+                if can_be_kept:
+                    cache.keep_geometry(geometry)
+    return geometry
 
 
 def _data(workload: Workload) -> list[Tensor]:

@@ -8,12 +8,10 @@ ten orders of magnitude, and inner products of the shortest would drown in the r
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from common.layer_capture import LayerLayout
 from common.layer_gradients import LayerwiseGradients, per_sample_gradients
 from common.layer_layout import layer_layout
 from common.records import Examples, Workload
-from common.storage import make_folder, writing_to
 
 BLOCK_BYTES = 2**26
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,16 +46,24 @@ class Gradients(Protocol):
 
 
 class StoredGradients:
-    """Gradients kept on the device, in RAM, or in a temporary file.
+    """Gradients kept on the device, in RAM, or in a file that whoever opened it closes.
 
     Rows are stored with root mean square 1, so that 16-bit numbers neither overflow nor vanish.
     """
 
-    def __init__(self, num_rows: int, num_columns: int, offload: str, dtype: torch.dtype, cache_dir: Path, device):
+    def __init__(
+        self,
+        num_rows: int,
+        num_columns: int,
+        offload: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        file: BinaryIO | None = None,
+    ):
         self.num_rows, self.num_columns, self.device = num_rows, num_columns, device
         self.norms = torch.zeros(num_rows, dtype=torch.float64, device=device)
         self._rows = (
-            _DiskRows(cache_dir, num_rows, num_columns, dtype)
+            _FileRows(file, num_rows, num_columns, dtype)
             if offload == "disk"
             else _RamRows(
                 torch.empty(num_rows, num_columns, dtype=dtype, device=device if offload == "none" else "cpu")
@@ -93,12 +98,15 @@ class StoredGradients:
 
 
 class RecomputedGradients:
-    """Gradients that are never stored: every use recomputes them layer by layer."""
+    """Gradients that are never stored: every use recomputes them layer by layer.
 
-    def __init__(self, layerwise: LayerwiseGradients):
+    Their lengths come with the Gram matrix, which is computed at once where `norms` are not given.
+    """
+
+    def __init__(self, layerwise: LayerwiseGradients, norms: Tensor | None = None):
         self._layerwise = layerwise
         self.num_rows, self.num_columns = layerwise.num_rows, layerwise.dim
-        self._gram, self.norms = layerwise.gram()
+        self._gram, self.norms = layerwise.gram() if norms is None else (None, norms)
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
@@ -109,63 +117,113 @@ class RecomputedGradients:
 
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
-        return self._gram
+        return self._layerwise.gram()[0] if self._gram is None else self._gram
 
 
-def make_gradients(
+@dataclass(frozen=True)
+class GradientPlan:
+    """Which gradients to compute, and how; nothing is computed yet."""
+
+    workload: Workload
+    """Gives the loss."""
+    model: nn.Module
+    """In eval mode, on `device`."""
+    parts: list[tuple[str, Examples]]
+    """(name for messages, samples), for example [("training", ...), ("test", ...)]."""
+    examples: Examples
+    """The samples of all parts, one a row."""
+    layout: LayerLayout
+    """How the model's layers relate to samples."""
+    batch_size: int
+    """Samples per batch."""
+    offload: str
+    """none (device), cpu (RAM), disk (a file) or recompute (nothing is stored)."""
+    dtype: torch.dtype
+    """Of stored gradients."""
+    device: torch.device
+    """Where gradients are computed and blocks delivered."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.examples)
+
+    @property
+    def num_columns(self) -> int:
+        """Number of trainable parameters, d."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def num_bytes(self) -> int:
+        """What stored gradients take."""
+        return self.num_rows * self.num_columns * self.dtype.itemsize
+
+    @property
+    def stored_size(self) -> str:
+        """Shape, dtype and bytes of stored gradients, for messages."""
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.num_rows} x {self.num_columns} {kind}, {gigabytes(self.num_bytes)}"
+
+
+def plan_gradients(
     workload: Workload,
     model: nn.Module,
     parts: list[tuple[str, Examples]],
     batch_size: int,
     offload: str | None,
     dtype: torch.dtype,
-    cache_dir: Path,
     device: torch.device,
-) -> tuple[Gradients, str]:
-    """Return the gradients of workload.loss at every sample of every part, and the offload mode used.
+) -> GradientPlan:
+    """Return how to compute the gradients of workload.loss at every sample of every part; see `GradientPlan`.
 
     Batch norm and dropout are in eval mode, so each row is the gradient of one sample's loss alone. Where every layer
     is supported (common/layer_layout.py) rows come from one batched backward pass, else from torch.func.vmap of grad.
-
-    Args:
-        workload: gives the loss.
-        model: in eval mode, on `device`.
-        parts: (name for messages, samples), for example [("training", ...), ("test", ...)].
-        batch_size: samples per batch.
-        offload: `none` (device), `cpu` (RAM), `disk` (a temporary file in `cache_dir`), `recompute` (nothing is
-            stored), or None: recompute where every layer is supported, else cpu.
-        dtype: of stored gradients.
-        cache_dir: folder of the file.
-        device: where gradients are computed and blocks delivered.
-
-    Raises:
-        UserError: a gradient is not finite (says which sample and parameter), a layer is not supported by
-            `recompute`, or disk or memory do not suffice.
+    `offload` None stands for recompute where every layer is supported, else for cpu.
     """
     examples = Examples(torch.cat([part.inputs for _, part in parts]), torch.cat([part.targets for _, part in parts]))
     layout = layer_layout(model, workload.loss, examples)
     if offload is None:
         offload = "cpu" if layout.unsupported else "recompute"
-    if offload == "recompute":
-        layerwise = LayerwiseGradients(model, workload.loss, examples, batch_size, layout=layout)
+    return GradientPlan(workload, model, parts, examples, layout, batch_size, offload, dtype, device)
+
+
+def compute_gradients(plan: GradientPlan, norms: Tensor | None = None) -> Gradients:
+    """Return the gradients of a plan whose offload mode needs no file.
+
+    `norms` are their (N,) float64 lengths, where they are known: recomputed gradients then need no Gram matrix.
+
+    Raises:
+        UserError: a gradient is not finite (says which sample and parameter), or a layer is not supported by
+            `recompute`.
+    """
+    if plan.offload == "recompute":
+        layerwise = LayerwiseGradients(
+            plan.model, plan.workload.loss, plan.examples, plan.batch_size, layout=plan.layout
+        )
         print(
-            f"gradients: nothing stored; {_gigabytes(layerwise.kept_bytes)} of layer inputs and errors in RAM, "
+            f"gradients: nothing stored; {gigabytes(layerwise.kept_bytes)} of layer inputs and errors in RAM, "
             f"{layerwise.num_passes} pass(es) over the samples a use"
         )
-        gradients = RecomputedGradients(layerwise)
-        _check_norms(gradients.norms, workload, model, parts, examples)
-        return gradients, offload
-    num_columns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    _announce(len(examples), num_columns, offload, dtype, cache_dir)
-    gradients = StoredGradients(len(examples), num_columns, offload, dtype, cache_dir, device)
-    compute = compute_by_vmap(workload, model) if layout.unsupported else compute_by_layers(workload, model, layout)
-    with tqdm(total=len(examples), desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False) as bar:
-        for start in range(0, len(examples), batch_size):
-            batch = examples.subset(slice(start, start + batch_size))
-            gradients.write(start, compute(batch.inputs.to(device), batch.targets.to(device)))
+        gradients = RecomputedGradients(layerwise, norms)
+        _check_norms(gradients.norms, plan.workload, plan.model, plan.parts, plan.examples)
+        return gradients
+    print(f"gradients: {plan.stored_size} {'on the device' if plan.offload == 'none' else 'in RAM'}")
+    gradients = StoredGradients(plan.num_rows, plan.num_columns, plan.offload, plan.dtype, plan.device)
+    fill(gradients, plan)
+    return gradients
+
+
+def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
+    """Compute all gradients of a plan, batch by batch, into `gradients`; UserError where one is not finite."""
+    compute = compute_by_vmap(plan.workload, plan.model)
+    if not plan.layout.unsupported:
+        compute = compute_by_layers(plan.workload, plan.model, plan.layout)
+    with tqdm(total=plan.num_rows, desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False) as bar:
+        for start in range(0, plan.num_rows, plan.batch_size):
+            batch = plan.examples.subset(slice(start, start + plan.batch_size))
+            gradients.write(start, compute(batch.inputs.to(plan.device), batch.targets.to(plan.device)))
             bar.update(len(batch))
-    _check_norms(gradients.norms, workload, model, parts, examples)
-    return gradients, offload
+    _check_norms(gradients.norms, plan.workload, plan.model, plan.parts, plan.examples)
 
 
 def compute_by_layers(workload: Workload, model: nn.Module, layout: LayerLayout) -> Callable[[Tensor, Tensor], Tensor]:
@@ -213,21 +271,8 @@ def _check_norms(norms: Tensor, workload: Workload, model: nn.Module, parts: lis
     )
 
 
-def _announce(num_rows: int, num_columns: int, offload: str, dtype: torch.dtype, cache_dir: Path) -> None:
-    needed = num_rows * num_columns * dtype.itemsize
-    where = {"none": "on the device", "cpu": "in RAM", "disk": f"in {cache_dir}"}[offload]
-    print(f"gradients: {num_rows} x {num_columns} {str(dtype).removeprefix('torch.')}, {_gigabytes(needed)} {where}")
-    if offload != "disk":
-        return
-    free = shutil.disk_usage(make_folder(cache_dir)).free
-    if needed > free:
-        raise UserError(
-            f"--cache_dir {cache_dir} has {free} bytes free, the gradients need {needed}; use another folder, "
-            "--grad_dtype float16, or --offload recompute"
-        )
-
-
-def _gigabytes(count: int) -> str:
+def gigabytes(count: int) -> str:
+    """Return a number of bytes for people and in full."""
     return f"{count / 1e9:.2f} GB ({count} bytes)"
 
 
@@ -242,27 +287,18 @@ class _RamRows:
         return self._storage[:, start:stop]
 
 
-class _DiskRows:
-    """Rows in an unlinked temporary file: the space is free again when the process ends, however it ends.
+class _FileRows:
+    """Rows in a binary file.
 
     Read with plain reads, not through a memory map, whose pages would count as memory of this process.
     """
 
-    def __init__(self, cache_dir: Path, num_rows: int, num_columns: int, dtype: torch.dtype):
-        self._shape, self._dtype, self._folder = (num_rows, num_columns), dtype, make_folder(cache_dir)
-        with writing_to(cache_dir):
-            self._file = tempfile.TemporaryFile(dir=cache_dir)  # noqa: SIM115 - lives as long as the rows
+    def __init__(self, file: BinaryIO, num_rows: int, num_columns: int, dtype: torch.dtype):
+        self._file, self._shape, self._dtype = file, (num_rows, num_columns), dtype
 
     def write(self, start: int, rows: Tensor) -> None:
-        bits = rows.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy()
-        with writing_to(self._folder):
-            self._file.seek(start * self._shape[1] * self._dtype.itemsize)
-            self._file.write(bits)
-            self._file.flush()
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._file.seek(start * self._shape[1] * self._dtype.itemsize)
+        self._file.write(rows.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy())
 
     def read(self, start: int, stop: int) -> Tensor:
         num_rows, num_columns = self._shape
@@ -271,7 +307,7 @@ class _DiskRows:
         for i, row in enumerate(rows):
             offset = (i * num_columns + start) * self._dtype.itemsize
             if os.preadv(self._file.fileno(), [row], offset) != row.nbytes:
-                raise OSError(f"the gradient file in {self._folder} ends early")
+                raise OSError(f"{self._file.name} ends early")
         return block
 
 

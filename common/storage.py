@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import socket
@@ -111,6 +112,19 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
 def write_json(path: Path, record: dict) -> None:
     """Write a JSON file atomically, indented, in full precision."""
     write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, value: object) -> None:
+    """Write tensors, or a dict of them, atomically."""
+    # torch's own writer would turn the system's refusal into a RuntimeError
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_tensors(path: Path) -> Any:
+    """Return what `write_tensors` has written, on the CPU; nothing in the file is executed."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def seal(manifest: Path, made_by: dict, files: Iterable[Path], notes: dict | None = None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common import training
 from common.errors import UserError
-from common.gradients import make_gradients
+from common.gradients import compute_gradients, plan_gradients
 from common.records import Examples, GroundTruth, TrainingRecipe, Workload
 from common.workloads import PAIRS
 
@@ -258,16 +258,8 @@ def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
             "(.detach(), .item(), argmax, torch.no_grad()); use them, or freeze them with requires_grad_(False)"
         )
     with one_line("computing the gradient of each sample", path), contextlib.redirect_stdout(io.StringIO()):
-        make_gradients(
-            workload,
-            model,
-            [("training", few)],
-            BATCH,
-            offload="cpu",
-            dtype=torch.float32,
-            cache_dir=path.parent,
-            device=torch.device("cpu"),
-        )
+        cpu = torch.device("cpu")
+        compute_gradients(plan_gradients(workload, model, [("training", few)], BATCH, "cpu", torch.float32, cpu))
 
 
 def _same(losses: Tensor, others: Tensor) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -21,7 +19,7 @@ def prepared(d: int, rank: int = N):
     rows = torch.randn(N + K, d, generator=stream, dtype=torch.float64)
     rows[:N] = torch.randn(N, rank, generator=stream, dtype=torch.float64) @ rows[:rank]
     rows[:, : d // 2] *= 0.01  # so that columns differ
-    stored = StoredGradients(N + K, d, "cpu", torch.float32, Path(), torch.device("cpu"))
+    stored = StoredGradients(N + K, d, "cpu", torch.float32, torch.device("cpu"))
     stored.write(0, rows)
     return rows, stored, build_geometry(stored.unit_gram(), stored.norms, N, torch.arange(N, N + K))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from common.geometry import build_geometry
 from common.grad_dtype import describe, rounding_effect
-from common.gradients import make_gradients
+from common.gradients import compute_gradients, plan_gradients
 from common.losses import cross_entropy
 from tests import reference
 from tests.reference_gradients import one_by_one_gradients
@@ -27,21 +27,21 @@ class Scaled(nn.Module):
         return self.out(x * self.scale)
 
 
-def effect_of(dtype, tmp_path, kind="test", make_model=dropout_perceptron):
+def effect_of(dtype, kind="test", make_model=dropout_perceptron):
     """Return the effect of storing in `dtype`, and what goes into it: workload, model and geometry."""
     torch.manual_seed(0)
     workload, model = tiny_workload(loss=cross_entropy), make_model().eval()
     train, test = workload.train, workload.test.subset(slice(0 if kind == "self" else 7))
     parts = [("training", train), ("test", test)]
-    stored, _ = make_gradients(workload, model, parts, 7, "cpu", dtype, tmp_path, torch.device("cpu"))
+    stored = compute_gradients(plan_gradients(workload, model, parts, 7, "cpu", dtype, torch.device("cpu")))
     queries = torch.arange(7) if kind == "self" else torch.arange(len(train), len(train) + 7)
     geometry = build_geometry(stored.unit_gram(), stored.norms, len(train), queries)
     return rounding_effect(workload, model, geometry, test, 7, RIDGES), workload, model, geometry
 
 
 @pytest.mark.parametrize("kind", ["self", "test"])
-def test_the_effect_is_the_change_of_dense_scores_when_every_gradient_is_rounded(kind, tmp_path):
-    effect, workload, model, _ = effect_of(torch.bfloat16, tmp_path, kind)
+def test_the_effect_is_the_change_of_dense_scores_when_every_gradient_is_rounded(kind):
+    effect, workload, model, _ = effect_of(torch.bfloat16, kind)
     train = one_by_one_gradients(model, workload.loss, workload.train.inputs, workload.train.targets)
     part = workload.train if kind == "self" else workload.test
     queries = one_by_one_gradients(model, workload.loss, part.inputs[:7], part.targets[:7])
@@ -64,21 +64,20 @@ def test_the_effect_is_the_change_of_dense_scores_when_every_gradient_is_rounded
         assert row["num_bad"] == 0
 
 
-def test_fewer_bits_change_more_and_single_precision_next_to_nothing(tmp_path):
+def test_fewer_bits_change_more_and_single_precision_next_to_nothing():
     worst = [
-        max(row["max"] for row in effect_of(dtype, tmp_path)[0][1:])
-        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        max(row["max"] for row in effect_of(dtype)[0][1:]) for dtype in (torch.float32, torch.float16, torch.bfloat16)
     ]
     assert worst[0] < 1e-4 < worst[1] < worst[2]
 
 
-def test_a_model_without_the_layer_by_layer_route_has_no_known_effect(tmp_path):
-    effect, *_ = effect_of(torch.float16, tmp_path, make_model=Scaled)
+def test_a_model_without_the_layer_by_layer_route_has_no_known_effect():
+    effect, *_ = effect_of(torch.float16, make_model=Scaled)
     assert effect is None
     assert "not known" in describe("float16", effect)
 
 
-def test_a_query_without_gradient_is_counted(tmp_path):
+def test_a_query_without_gradient_is_counted():
     def loss(outputs, targets):
         # the first training sample's loss does not depend on the parameters
         return cross_entropy(outputs, targets) * (targets != first).float()
@@ -86,9 +85,8 @@ def test_a_query_without_gradient_is_counted(tmp_path):
     torch.manual_seed(0)
     workload, model = tiny_workload(loss=loss), dropout_perceptron().eval()
     first = workload.train.targets[0]
-    stored, _ = make_gradients(
-        workload, model, [("training", workload.train)], 7, "cpu", torch.float16, tmp_path, torch.device("cpu")
-    )
+    parts = [("training", workload.train)]
+    stored = compute_gradients(plan_gradients(workload, model, parts, 7, "cpu", torch.float16, torch.device("cpu")))
     geometry = build_geometry(stored.unit_gram(), stored.norms, len(workload.train), torch.tensor([0]))
     (row,) = rounding_effect(workload, model, geometry, workload.test.subset(slice(0)), 7, [1e-4])
     assert row == {"lambda": 1e-4, "median": None, "quantile_95": None, "max": None, "num_bad": 1}

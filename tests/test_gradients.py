@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import gradients as gradients_module
+from common.cache import open_gradients, write_gradients
 from common.errors import UserError
-from common.gradients import make_gradients
+from common.gradients import RecomputedGradients, compute_gradients, plan_gradients
+from common.layer_gradients import LayerwiseGradients
 from common.losses import cross_entropy
 from common.records import Examples
 from tests.reference_gradients import one_by_one_gradients
@@ -53,7 +55,11 @@ def trained(make_model):
 def extract(model, tmp_path, offload, parts=None, batch_size=7, dtype=torch.float32, loss=cross_entropy):
     workload = tiny_workload(loss=loss)
     parts = parts or [("training", workload.train), ("test", workload.test)]
-    return make_gradients(workload, model, parts, batch_size, offload, dtype, tmp_path / "cache", CPU)[0]
+    plan = plan_gradients(workload, model, parts, batch_size, offload, dtype, CPU)
+    if plan.offload != "disk":
+        return compute_gradients(plan)
+    path = tmp_path / "rows.bin"
+    return open_gradients(plan, path, write_gradients(plan, path))
 
 
 def rows_of(gradients):
@@ -103,7 +109,7 @@ def test_where_gradients_are_kept_changes_no_bit(tmp_path):
     for other in others:
         assert torch.equal(other.norms, first.norms)
         assert torch.equal(rows_of(other), rows_of(first))
-        torch.testing.assert_close(other.unit_gram(), first.unit_gram(), rtol=0, atol=1e-15)
+        assert torch.equal(other.unit_gram(), first.unit_gram())
 
 
 def test_unit_rows_have_unit_length_and_blocks_are_float32_in_column_order(tmp_path, monkeypatch):
@@ -195,12 +201,6 @@ def test_sixteen_bit_storage_rounds_every_entry_relative_to_its_row(offload, dty
 # --- where they are kept ------------------------------------------------------------------------------------
 
 
-def test_the_disk_cache_leaves_nothing_behind_even_while_it_is_in_use(tmp_path):
-    found = extract(trained(dropout_perceptron), tmp_path, "disk")
-    assert list((tmp_path / "cache").iterdir()) == []  # unlinked: the space is free again however the process ends
-    assert rows_of(found).isfinite().all()
-
-
 MEMORY_SCRIPT = """
 import sys, torch
 from pathlib import Path
@@ -212,15 +212,18 @@ def peak():
     # unlike ru_maxrss, this does not start with the peak of the process that started this one
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
-make = lambda n, d: StoredGradients(n, d, sys.argv[1], torch.float32, Path(sys.argv[2]), torch.device("cpu"))
+file = open(Path(sys.argv[2]) / "rows.bin", "w+b")
+make = lambda n, d: StoredGradients(n, d, sys.argv[1], torch.float32, torch.device("cpu"), file)
 chunk = torch.ones(1, columns)
 small = make(2, 1000)
 small.write(0, torch.ones(2, 1000))
+file.flush()
 small.unit_gram()
 before = peak()
 stored = make(rows, columns)
 for i in range(rows):
     stored.write(i, chunk * (i + 1))
+file.flush()
 for _ in range(2):
     assert abs(stored.unit_gram().min().item() - 1) < columns * 2**-52
 print((peak() - before) // 1024)
@@ -238,24 +241,23 @@ def test_the_disk_cache_is_never_in_memory_as_a_whole(tmp_path):
     assert growth("cpu") > 480
 
 
-def test_a_disk_cache_larger_than_the_disk_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(UserError, match=r"--cache_dir .*cache has 1000 bytes free, the gradients need \d+"):
-        extract(trained(dropout_perceptron), tmp_path, "disk")
+def test_recomputed_gradients_whose_lengths_are_known_need_no_gram_matrix_for_the_same_blocks():
+    workload, model = tiny_workload(), trained(dropout_perceptron)
+    with_gram = RecomputedGradients(LayerwiseGradients(model, workload.loss, workload.train))
+    layerwise = LayerwiseGradients(model, workload.loss, workload.train)
+    layerwise.gram, kept = None, layerwise.gram
+    without = RecomputedGradients(layerwise, with_gram.norms)
+    assert torch.equal(rows_of(without), rows_of(with_gram))
+    layerwise.gram = kept
+    assert torch.equal(without.unit_gram(), with_gram.unit_gram())
 
 
-def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot write in .*cache"):
-        extract(trained(dropout_perceptron), tmp_path, "disk")
-
-
-def test_without_a_wish_nothing_is_stored_where_every_layer_allows_it(tmp_path):
+def test_without_a_wish_nothing_is_stored_where_every_layer_allows_it():
     workload = tiny_workload()
     for make_model, expected in ((dropout_perceptron, "recompute"), (Scaled, "cpu")):
         parts = [("training", workload.train)]
-        _, used = make_gradients(workload, trained(make_model), parts, 7, None, torch.float32, tmp_path, CPU)
-        assert used == expected
+        plan = plan_gradients(workload, trained(make_model), parts, 7, None, torch.float32, CPU)
+        assert plan.offload == expected
 
 
 def test_recompute_is_refused_for_a_model_with_parameters_it_does_not_know(tmp_path):

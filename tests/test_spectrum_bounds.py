@@ -95,7 +95,8 @@ def test_a_run_writes_exactly_the_documented_files(finished):
     assert errors == ""
     expected = "mnist_lr_normal_num_trials_2_max_m_64_lambda_exp_min_-4_lambda_exp_max_0_num_test_grads_20_num_train_60"
     assert command.run.name == f"{expected}_min_d_lambda_1.0"
-    assert not (command.folder / "cache").exists()
+    kept = {path.relative_to(command.folder / "cache").parts[1:] for path in (command.folder / "cache").rglob("*.*")}
+    assert kept == {("geometry", ".lock"), ("geometry", "geometry.pt"), ("geometry", "manifest.json")}
 
 
 def test_trials_have_one_row_a_trial_m_and_lambda(finished):
@@ -203,15 +204,12 @@ def test_sixteen_bit_gradients_record_what_they_do_to_the_exact_scores(command, 
     assert "bfloat16 gradients change exact scores by" in capsys.readouterr().out
 
 
-@pytest.mark.xfail(
-    reason="normal: recomputed gradients round differently, eigenvectors change sign, sketches are equal in law only",
-    strict=False,
-)
 @pytest.mark.parametrize("proj_type", ["normal", "sjlt"])
 def test_where_gradients_are_kept_does_not_change_the_numbers(command, proj_type, capsys):
     tables = {}
     for offload in ("none", "cpu", "disk", "recompute"):
-        assert command("--proj_type", proj_type, "--offload", offload) == 0
+        own_cache = str(command.folder / f"cache_{offload}")
+        assert command("--proj_type", proj_type, "--offload", offload, "--cache_dir", own_cache) == 0
         assert command.config["offload"] == offload
         stored = f"gradients: 60 x 7850 float32, 0.00 GB ({60 * 7850 * 4} bytes)"
         assert (stored in capsys.readouterr().out) == (offload != "recompute")
@@ -220,7 +218,6 @@ def test_where_gradients_are_kept_does_not_change_the_numbers(command, proj_type
         pd.testing.assert_frame_equal(tables[offload], tables["cpu"], check_exact=True)
     # recomputed gradients are rounded at other places; (largest eigenvalue)/λ amplifies the 1e-7 of float32
     pd.testing.assert_frame_equal(tables["recompute"], tables["cpu"], rtol=1e-3, atol=1e-4)
-    assert list((command.folder / "cache").iterdir()) == []
 
 
 def test_test_samples_as_queries_report_their_energy_outside_the_range(command, capsys):
