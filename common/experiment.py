@@ -194,7 +194,7 @@ def _find_geometry(run: Run, cache: Cache, gradients: LazyGradients, query_rows:
     with cache.geometry_lock() as can_be_kept:
         with run.phase("geometry"):
             geometry = cache.read_geometry(query_rows) if can_be_kept else None
-        run.record(geometry_from_cache=geometry is not None)
+        run.record(geometry_from_cache=geometry is not None, gradients_from_cache=None)
         if geometry is None:
             rows = gradients.get()
             with run.phase("geometry"):

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import hyperparam_selection
-from common import arguments
+from common import arguments, lds_figures
+from common.layer_gradients import LayerwiseGradients
 
 TOY = ["--model", "lr", "--num_train", "200", "--num_test_grads", "300", "--num_trials", "2", "--max_m", "256"]
 TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "1", "--num_subsets", "20"]
@@ -28,6 +29,7 @@ def run(tmp_path, benchmark_dir, monkeypatch, capsys):
 
     def call(*options, output="results"):
         folders = ["--output_dir", str(tmp_path / output), "--benchmark_dir", str(benchmark_dir)]
+        folders += ["--cache_dir", str(tmp_path / "cache")]
         monkeypatch.setattr(sys, "argv", ["hyperparam_selection.py", *options, *folders])
         with pytest.raises(SystemExit) as stop:
             arguments.run_script(hyperparam_selection.main)
@@ -50,6 +52,20 @@ def test_a_run_writes_every_file_and_ends_in_a_recommendation(run):
     assert (summary["test_lds_low"] <= summary["test_lds"]).all()
     assert (summary["test_lds"] <= summary["test_lds_high"]).all()
     assert (summary[["val_num_bad", "test_num_bad"]] == 0).all(axis=None)
+
+
+def test_a_second_run_needs_no_gradient_and_gives_the_same_bytes(run, monkeypatch):
+    monkeypatch.setattr(lds_figures, "draw_hyperparam_selection", lambda *args: None)  # it takes longer than the rest
+    options = (*TOY, "--num_test_grads", "100", "--num_trials", "1")
+    _, _, _, first = run(*options, output="first")
+    assert json.loads((first / "config.json").read_text())["geometry_from_cache"] is False
+    monkeypatch.setattr(LayerwiseGradients, "_run_pass", None)
+    status, out, err, second = run(*options, output="second")
+    assert (status, err) == (0, "")
+    assert "geometry: from " in out
+    assert json.loads((second / "config.json").read_text())["geometry_from_cache"] is True
+    for name in sorted(FILES - {"config.json", "figure.png", "figure.pdf"}):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
 
 
 def test_the_choice_maximises_validation_lds_at_the_largest_m_and_never_sees_test_lds(run):
