@@ -71,7 +71,7 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
         help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute for normal, else cpu",
     )
     add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
-    add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of the disk cache")
+    add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
     add("--data_dir", type=Path, default=Path("data"), help="folder of datasets that are not embedded")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
     add(

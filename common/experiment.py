@@ -90,16 +90,11 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     _print_model(workload, trained, num_parameters)
 
     parts, query_rows, query_samples = _choose_queries(workload, query_kind, args.num_test_grads, args.seed)
-    plan = plan_gradients(
-        workload,
-        trained.model,
-        parts,
-        args.batch_size,
-        args.offload if args.offload or _uses_coordinates(args) else "cpu",
-        DTYPES[args.grad_dtype],
-        device,
-    )
-    cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
+    with run.phase("plan"):
+        offload = args.offload if args.offload or _uses_coordinates(args) else "cpu"
+        dtype = DTYPES[args.grad_dtype]
+        plan = plan_gradients(workload, trained.model, parts, args.batch_size, offload, dtype, device)
+        cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
     gradients = LazyGradients(run, cache)
     geometry = _find_geometry(run, cache, gradients, query_rows)
     ridges = ridge_grid(args)
