@@ -17,7 +17,7 @@ from common.benchmark import GroundTruth, load_ground_truth
 from common.cells import Cells
 from common.errors import UserError
 from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
-from common.results import Run, UnitLog, progress_bar
+from common.results import Run, UnitLog, bad_values, progress_bar
 from common.selection import Selection, recommendation, select
 
 
@@ -38,8 +38,12 @@ def parse_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
 def main() -> None:
     """Run the experiment."""
     args, parser = parse_arguments()
-    run = Run("hyperparam_selection", args, parser)
+    with Run("hyperparam_selection", args, parser) as run:
+        experiment(args, run)
 
+
+def experiment(args: argparse.Namespace, run: Run) -> None:
+    """Measure, predict, choose, and write the results."""
     # model, gradients, eigenvalues, and what attribution has to predict
     prepared = prepare(args, run, query_kind="test")
     with run.phase("ground truth"):
@@ -72,8 +76,7 @@ def main() -> None:
     run.write_json("selection.json", choices(selection, advice))
     with run.phase("figure"):
         lds_figures.draw_hyperparam_selection(run.folder, table, predicted, selection, args)
-    report(run, selection, advice)
-    run.finish()
+    report(run, selection, advice, table)
 
 
 def make_task(args: argparse.Namespace, run: Run, prepared: Prepared, truth: GroundTruth):
@@ -103,9 +106,7 @@ def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, task, vectors,
             for m, problem in sketcher.problems(trial, missing) if missing else ():
                 log.append(trial, m, lds_sweep.measure(problem, m, trial, task))
                 progress.update()
-    units = log.table()
-    log.remove()
-    return units
+    return log.table()
 
 
 def choices(selection: Selection | None, advice: dict | None) -> dict:
@@ -114,7 +115,7 @@ def choices(selection: Selection | None, advice: dict | None) -> dict:
     return chosen | {"predicted_choice": advice}
 
 
-def report(run: Run, selection: Selection | None, advice: dict | None) -> None:
+def report(run: Run, selection: Selection | None, advice: dict | None, table: pd.DataFrame) -> None:
     """Print the choices, what speaks against them, and a recommendation."""
     if selection is not None:
         print(f"\nutility-driven: {recommendation(selection)}")
@@ -129,6 +130,8 @@ def report(run: Run, selection: Selection | None, advice: dict | None) -> None:
             )
         for warning in selection.warnings:
             print(f"warning: {warning}")
+    if warning := bad_values(table, "rank correlations of queries"):
+        print(warning)
     print(lds_sweep.advice_sentence(advice))
 
 

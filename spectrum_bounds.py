@@ -14,7 +14,7 @@ from common import arguments, error_sweep, figures, grad_dtype
 from common.cells import Cells
 from common.errors import UserError
 from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
-from common.results import Run, UnitLog, progress_bar
+from common.results import Run, UnitLog, bad_values, progress_bar
 
 
 def parse_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -33,8 +33,12 @@ def parse_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
 def main() -> None:
     """Run the experiment."""
     args, parser = parse_arguments()
-    run = Run("spectrum_bounds", args, parser)
+    with Run("spectrum_bounds", args, parser) as run:
+        experiment(args, run)
 
+
+def experiment(args: argparse.Namespace, run: Run) -> None:
+    """Measure, predict, and write the results."""
     # model, gradients, eigenvalues
     prepared = prepare(args, run, query_kind=args.test_mode)
     cells = choose_cells(args, run, prepared)
@@ -59,7 +63,6 @@ def main() -> None:
     with run.phase("figure"):
         figures.draw_spectrum_bounds(run.folder, table, geometry, args)
     report(args, run, advice, table)
-    run.finish()
 
 
 def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> Cells:
@@ -121,9 +124,7 @@ def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, cells: Cells) 
             for m, problem in sketcher.problems(trial, missing) if missing else ():
                 units.append(trial, m, error_sweep.measure(problem, m, trial, cells, geometry, exact_scores))
                 progress.update()
-    trials = units.table()
-    units.remove()
-    return trials
+    return units.table()
 
 
 def report(args: argparse.Namespace, run: Run, advice: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -146,6 +147,8 @@ def report(args: argparse.Namespace, run: Run, advice: pd.DataFrame, table: pd.D
             f"predicted against measured ε_95 (m >= 64, ε_95 < 1): median gap {gaps['eps_95_gap_median']:.1%}, "
             f"worst {gaps['eps_95_gap_worst']:.1%} over {gaps['eps_95_gap_cells']} cells"
         )
+    if warning := bad_values(table, "ratios of sketched to exact scores"):
+        print(warning)
 
 
 if __name__ == "__main__":

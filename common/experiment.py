@@ -93,7 +93,8 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     with run.phase("plan"):
         offload = args.offload if args.offload or _uses_coordinates(args) else "cpu"
         dtype = DTYPES[args.grad_dtype]
-        plan = plan_gradients(workload, trained.model, parts, args.batch_size, offload, dtype, device)
+        named = query_samples if query_kind == "test" else None
+        plan = plan_gradients(workload, trained.model, parts, args.batch_size, offload, dtype, device, named)
         cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
     gradients = LazyGradients(run, cache)
     geometry = _find_geometry(run, cache, gradients, query_rows)
@@ -113,6 +114,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         device=str(device),
         offload=plan.offload,
     )
+    run.announce_replacement()
     print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
     return Prepared(
         workload=workload,

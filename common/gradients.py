@@ -142,6 +142,8 @@ class GradientPlan:
     """Of stored gradients."""
     device: torch.device
     """Where gradients are computed and blocks delivered."""
+    last_samples: Tensor | None = None
+    """Numbers by which messages name the samples of the last part; None: 0, 1, 2, ..."""
 
     @property
     def num_rows(self) -> int:
@@ -173,6 +175,7 @@ def plan_gradients(
     offload: str | None,
     dtype: torch.dtype,
     device: torch.device,
+    last_samples: Tensor | None = None,
 ) -> GradientPlan:
     """Return how to compute the gradients of workload.loss at every sample of every part; see `GradientPlan`.
 
@@ -184,7 +187,7 @@ def plan_gradients(
     layout = layer_layout(model, workload.loss, examples)
     if offload is None:
         offload = "cpu" if layout.unsupported else "recompute"
-    return GradientPlan(workload, model, parts, examples, layout, batch_size, offload, dtype, device)
+    return GradientPlan(workload, model, parts, examples, layout, batch_size, offload, dtype, device, last_samples)
 
 
 def compute_gradients(plan: GradientPlan, norms: Tensor | None = None) -> Gradients:
@@ -205,7 +208,7 @@ def compute_gradients(plan: GradientPlan, norms: Tensor | None = None) -> Gradie
             f"{layerwise.num_passes} pass(es) over the samples a use"
         )
         gradients = RecomputedGradients(layerwise, norms)
-        _check_norms(gradients.norms, plan.workload, plan.model, plan.parts, plan.examples)
+        _check_norms(gradients.norms, plan)
         return gradients
     print(f"gradients: {plan.stored_size} {'on the device' if plan.offload == 'none' else 'in RAM'}")
     gradients = StoredGradients(plan.num_rows, plan.num_columns, plan.offload, plan.dtype, plan.device)
@@ -223,7 +226,7 @@ def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
             batch = plan.examples.subset(slice(start, start + plan.batch_size))
             gradients.write(start, compute(batch.inputs.to(plan.device), batch.targets.to(plan.device)))
             bar.update(len(batch))
-    _check_norms(gradients.norms, plan.workload, plan.model, plan.parts, plan.examples)
+    _check_norms(gradients.norms, plan)
 
 
 def compute_by_layers(workload: Workload, model: nn.Module, layout: LayerLayout) -> Callable[[Tensor, Tensor], Tensor]:
@@ -250,23 +253,21 @@ def compute_by_vmap(workload: Workload, model: nn.Module) -> Callable[[Tensor, T
     return compute
 
 
-def _check_norms(norms: Tensor, workload: Workload, model: nn.Module, parts: list, examples: Examples) -> None:
+def _check_norms(norms: Tensor, plan: GradientPlan) -> None:
     bad = torch.nonzero(~torch.isfinite(norms)).flatten().tolist()
     if not bad:
         return
-    device = norms.device
-    one = examples.subset(slice(bad[0], bad[0] + 1))
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    loss = workload.loss(model(one.inputs.to(device)), one.targets.to(device)).sum()
+    one = plan.examples.subset(slice(bad[0], bad[0] + 1))
+    parameters = {name: p for name, p in plan.model.named_parameters() if p.requires_grad}
+    loss = plan.workload.loss(plan.model(one.inputs.to(plan.device)), one.targets.to(plan.device)).sum()
     found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     names = [name for name, g in zip(parameters, found, strict=True) if not torch.isfinite(g).all()]
-    part, first = parts[0][0], 0
-    for name, samples in parts:
-        if bad[0] >= first:
-            part, offset = name, first
-        first += len(samples)
+    numbers = [(name, i) for name, samples in plan.parts for i in range(len(samples))]
+    part, number = numbers[bad[0]]
+    if plan.last_samples is not None and part == plan.parts[-1][0]:
+        number = int(plan.last_samples[number])
     raise UserError(
-        f"the gradient of {part} sample {bad[0] - offset} is not finite in {names[0] if names else 'float32'} "
+        f"the gradient of {part} sample {number} is not finite in {names[0] if names else 'float32'} "
         f"({len(bad)} such samples); all gradients must be finite"
     )
 

@@ -1,4 +1,4 @@
-"""Run folders: configuration saved before computing, finished units kept as they come, tables written whole."""
+"""Run folders: configuration saved before computing, finished units kept as they come, results replaced at the end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import os
 import platform
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from common.arguments import workload_name
-from common.storage import make_folder, write_atomically, write_json, writing_to
+from common.storage import first_difference, make_folder, uninterrupted, write_atomically, write_json, writing_to
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "dattri", "scikit-learn", "mlxtend", "tqdm")
 # options that say where and how, not what: they do not change the numbers, so they do not name the folder
@@ -38,17 +39,24 @@ WHERE_AND_HOW = {
     "benchmark_dir",
     "device",
     "fresh",
-    "target_eps",
 }
+UNITS = "units.jsonl"
 
 
 class Run:
-    """One run of one experiment: its folder, its configuration, and where the time went."""
+    """One run of one experiment: its folder, its configuration, and where the time went.
+
+    Everything is written to `unfinished/` below the folder of the results. A run that ends well moves it up,
+    config.json last; until then the results of an earlier run stay as they were. A folder with tables and no
+    config.json was being replaced when the process was killed: the same command completes it. A run that fails removes
+    its `unfinished/`, unless it holds units to continue from.
+    """
 
     def __init__(self, experiment: str, args: argparse.Namespace, parser: argparse.ArgumentParser):
         self.args = args
-        folder = f"{workload_name(args)}_{args.proj_type}"
-        self.folder = make_folder(args.output_dir / experiment / "_".join([folder, *variant(args, parser)]))
+        name = f"{workload_name(args)}_{args.proj_type}"
+        self.results = args.output_dir / experiment / "_".join([name, *variant(args, parser)])
+        self.folder = make_folder(self.results / "unfinished")
         self.started = time.perf_counter()
         self.config = {
             "experiment": experiment,
@@ -62,6 +70,18 @@ class Run:
             "seconds": {},
         }
         self.save_config()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type | None, error: object, traceback: object) -> None:
+        """Finish the run, or remove what a failed one has written."""
+        if kind is None:
+            self.finish()
+        elif not (self.folder / UNITS).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # results of an earlier run stay
+                self.results.rmdir()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -82,6 +102,20 @@ class Run:
         made_of = ("data_fingerprint", "checkpoint_fingerprint", "workload_checksum", "device", "packages")
         return {"options": what} | {name: self.config[name] for name in made_of}
 
+    def announce_replacement(self) -> None:
+        """Say in one line if the folder holds finished results of another identity (same options, other data, ...)."""
+        try:
+            earlier = json.loads((self.results / "config.json").read_text(encoding="utf-8"))
+            options = {name: value for name, value in earlier["options"].items() if name not in WHERE_AND_HOW}
+            there = {name: earlier.get(name) for name in self.identity()} | {"options": options}
+            difference = first_difference(there, self.identity())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            difference = "their config.json cannot be read"
+        if difference:
+            print(f"{self.results}: the results there will be replaced at the end: {difference}", file=sys.stderr)
+
     def save_config(self) -> None:
         """Write config.json with the time and memory used so far."""
         self.config["seconds"]["total"] = round(time.perf_counter() - self.started, 3)
@@ -99,20 +133,28 @@ class Run:
         write_json(self.folder / name, record)
 
     def finish(self) -> None:
-        """Mark the run as complete and say where its files are."""
+        """Put the results in the place of earlier ones, config.json last, and say where they are."""
         self.record(finished=True)
-        print(f"results: {self.folder}{os.sep}  ({self.config['seconds']['total']:.0f} s)")
+        config = self.results / "config.json"
+        with uninterrupted(), writing_to(self.results):
+            config.unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.name not in (UNITS, config.name):
+                    os.replace(path, self.results / path.name)
+            os.replace(self.folder / config.name, config)
+            shutil.rmtree(self.folder)
+        print(f"results: {self.results}{os.sep}  ({self.config['seconds']['total']:.0f} s)")
 
 
 class UnitLog:
     """Finished (trial, m) units of a run, appended as they come, so that an interrupted run can continue.
 
-    Each line of `unfinished.jsonl` is one unit. The first line says what the units belong to (options, data,
+    Each line of `units.jsonl` is one unit. The first line says what the units belong to (options, data,
     checkpoint, versions); units of anything else are never used. A line cut short by a crash is ignored.
     """
 
     def __init__(self, folder: Path, belongs_to: dict, fresh: bool):
-        self.path = folder / "unfinished.jsonl"
+        self.path = folder / UNITS
         header = json.loads(json.dumps(belongs_to))
         stored = [] if fresh else _complete_lines(self.path)
         if stored and stored[0] != header:
@@ -131,7 +173,7 @@ class UnitLog:
     def append(self, trial: int, m: int, rows: list[dict]) -> None:
         """Keep the rows of one finished unit, on disk before this returns."""
         line = json.dumps({"trial": trial, "m": m, "rows": rows}) + "\n"
-        with writing_to(self.path.parent), open(self.path, "a", encoding="utf-8") as stream:
+        with uninterrupted(), writing_to(self.path.parent), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
@@ -141,14 +183,19 @@ class UnitLog:
         """Return all rows, ordered by trial and m."""
         return pd.DataFrame([row for unit in sorted(self.units) for row in self.units[unit]])
 
-    def remove(self) -> None:
-        """Delete the log, once the tables made of it are written."""
-        self.path.unlink(missing_ok=True)
-
 
 def progress_bar(description: str, total: int, unit: str = "unit") -> tqdm:
     """Return a progress bar on stderr that vanishes when it is done, and where stderr is not a terminal."""
     return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=None, leave=False)
+
+
+def bad_values(summary: pd.DataFrame, what: str) -> str | None:
+    """Return one line that says how many values of `summary` (columns ..num_bad) were not finite; None where none."""
+    counts = {name: int(summary[name].sum()) for name in summary if name.endswith("num_bad") and summary[name].any()}
+    if not counts:
+        return None
+    where = ", ".join(f"{count} in {name}" for name, count in counts.items())
+    return f"warning: {what} that are not finite are counted and left out of every mean: {where} of summary.csv"
 
 
 def variant(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:

@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -55,6 +57,22 @@ def file_checksum(path: Path) -> str:
         while piece := stream.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done, however often it is pressed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals arrive in the main thread alone
+        return
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -150,7 +168,7 @@ def mismatch(manifest: Path, made_by: dict) -> str | None:
         return "its manifest cannot be read"
     if not isinstance(record, dict) or not set(record) >= _MANIFEST_KEYS or not isinstance(record["files"], dict):
         return "its manifest is incomplete"
-    difference = _first_difference(record["made_by"], json.loads(json.dumps(made_by)))
+    difference = first_difference(record["made_by"], json.loads(json.dumps(made_by)))
     if difference:
         return difference
     for name, checksum in record["files"].items():
@@ -213,14 +231,14 @@ def _owner(lock_path: Path) -> str:
         return "another process"
 
 
-def _first_difference(stored: Any, wanted: Any, name: str = "") -> str | None:
+def first_difference(stored: Any, wanted: Any, name: str = "") -> str | None:
     """Name the first entry (dotted path) in which two JSON values differ."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in dict.fromkeys([*wanted, *stored]):
             missing = object()
             entry = f"{name}.{key}" if name else key
             if stored.get(key, missing) != wanted.get(key, missing):
-                return _first_difference(stored.get(key), wanted.get(key), entry)
+                return first_difference(stored.get(key), wanted.get(key), entry)
         return None
     if stored == wanted:
         return None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def make_parser():
     arguments.add_shared_options(parser, min_m=1)
     parser.add_argument("--test_mode", choices=("self", "test"), default="self")
     parser.add_argument("--min_d_lambda", type=arguments.non_negative_float, default=5.0)
+    parser.add_argument("--target_eps", type=arguments.open_unit_float, default=0.1)
     return parser
 
 
@@ -33,14 +35,14 @@ def make_run(tmp_path, *options):
 
 
 def folder_name(tmp_path, *options):
-    return make_run(tmp_path, *options).folder.name
+    return make_run(tmp_path, *options).results.name
 
 
 # --- the name of the folder ---------------------------------------------------------------------------------
 
 
 def test_a_default_run_has_no_variant(tmp_path):
-    assert make_run(tmp_path).folder == tmp_path / "experiment" / "mnist_mlp_normal"
+    assert make_run(tmp_path).results == tmp_path / "experiment" / "mnist_mlp_normal"
     assert folder_name(tmp_path, "--model", "lr", "--proj_type", "sjlt") == "mnist_lr_sjlt"
 
 
@@ -83,6 +85,7 @@ CHANGING = [
     ("--ridge_correction",),
     ("--predict_only",),
     ("--min_d_lambda", "1"),
+    ("--target_eps", "0.2"),
     ("--test_mode", "test"),
     ("--benchmark", "dattri"),
     ("--grad_dtype", "float16", "--offload", "cpu"),
@@ -100,7 +103,7 @@ def test_every_option_that_changes_the_numbers_has_a_folder_of_its_own(tmp_path)
 
 
 def test_all_options_changed_at_once_still_make_a_valid_file_name(tmp_path):
-    options = [word for change in CHANGING[:14] for word in change if word != "--explicit_projection"]
+    options = [word for change in CHANGING[:15] for word in change if word != "--explicit_projection"]
     assert make_run(tmp_path, *options, "--proj_type", "sjlt", "--min_m", "4", "--sjlt_sparsity", "4").folder.is_dir()
 
 
@@ -143,12 +146,12 @@ def test_phases_add_up_and_a_finished_run_says_so(tmp_path, capsys):
             sum(range(100_000))
     run.record(rank=12)
     run.finish()
-    config = read_config(run)
+    config = json.loads((run.results / "config.json").read_text())
     assert config["finished"] is True
     assert config["rank"] == 12
     assert 0 <= config["seconds"]["gradients"] <= config["seconds"]["total"]
     assert 2**20 < config["peak_memory_bytes"] < 2**40
-    assert str(run.folder) in capsys.readouterr().out
+    assert str(run.results) in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_nothing_is_left(tmp_path):
@@ -181,6 +184,96 @@ def test_identity_covers_what_the_numbers_depend_on_and_nothing_else(tmp_path):
     others = [identity(*options) for options in CHANGING if options != ("--explicit_projection",)]
     others += [identity(data_fingerprint="x"), identity(checkpoint_fingerprint="x"), identity(device="cuda")]
     assert all(other != identity() for other in others)
+
+
+# --- results of an earlier run ------------------------------------------------------------------------------
+
+FACTS = dict(data_fingerprint="a", checkpoint_fingerprint="b", workload_checksum=None, device="cpu")
+
+
+def finish_with(tmp_path, text, **recorded):
+    with make_run(tmp_path) as run:
+        run.record(**FACTS | recorded)
+        run.announce_replacement()
+        run.write_table("table.csv", pd.DataFrame({"text": [text]}))
+    return run.results
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_results_appear_together_at_the_end_and_replace_earlier_ones(tmp_path, capsys):
+    with make_run(tmp_path) as run:
+        run.write_table("table.csv", pd.DataFrame({"text": ["first"]}))
+        assert [path.name for path in run.results.iterdir()] == ["unfinished"]
+    assert set(contents(run.results)) == {"config.json", "table.csv"}
+    finish_with(tmp_path, "second")
+    assert contents(run.results)["table.csv"] == b"text\nsecond\n"
+
+
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), MemoryError()], ids=repr)
+def test_a_run_that_fails_leaves_earlier_results_as_they_were_and_nothing_of_its_own(tmp_path, error):
+    results = finish_with(tmp_path, "first")
+    before = contents(results)
+    with pytest.raises(type(error)), make_run(tmp_path) as run:
+        run.write_table("table.csv", pd.DataFrame({"text": ["second"]}))
+        raise error
+    assert contents(results) == before
+
+
+def test_a_run_that_fails_where_nothing_was_leaves_nothing(tmp_path):
+    with pytest.raises(UserError), make_run(tmp_path):
+        raise UserError("no")
+    assert list((tmp_path / "experiment").iterdir()) == []
+
+
+def test_a_run_that_fails_keeps_its_finished_units(tmp_path):
+    with pytest.raises(UserError), make_run(tmp_path) as run:
+        UnitLog(run.folder, HEADER, fresh=False).append(0, 8, ROWS)
+        raise UserError("no")
+    assert (0, 8) in UnitLog(make_run(tmp_path).folder, HEADER, fresh=False)
+
+
+def test_killed_between_any_two_moves_tables_of_two_runs_never_lie_beside_a_config(tmp_path, monkeypatch):
+    results = finish_with(tmp_path, "first")
+    for allowed in range(3):
+        run = make_run(tmp_path)
+        run.record(**FACTS)
+        for name in ("table.csv", "other.csv"):
+            run.write_table(name, pd.DataFrame({"text": [f"killed after {allowed}"]}))
+        moves, replace = [], os.replace
+
+        def move(source, target, moves=moves, replace=replace, allowed=allowed):
+            if Path(target).parent == results and len(moves) == allowed:
+                raise SystemExit  # stands for the kill: nothing of Run runs after it
+            moves.extend([target] if Path(target).parent == results else [])
+            replace(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr("common.results.os.replace", move)
+            run.finish()
+        assert not (results / "config.json").exists()
+        assert (results / "unfinished" / "config.json").exists()
+    finish_with(tmp_path, "last")
+    assert json.loads((results / "config.json").read_text())["finished"] is True
+    assert (results / "table.csv").read_text() == "text\nlast\n"
+
+
+def test_the_same_run_again_replaces_without_a_word(tmp_path, capsys):
+    finish_with(tmp_path, "first")
+    finish_with(tmp_path, "second")
+    assert capsys.readouterr().err == ""
+
+
+def test_replacing_results_of_something_else_is_one_line_that_names_the_difference(tmp_path, capsys):
+    results = finish_with(tmp_path, "first")
+    finish_with(tmp_path, "second", data_fingerprint="x")
+    expected = 'the results there will be replaced at the end: data_fingerprint was "a", wanted is "x"'
+    assert capsys.readouterr().err == f"{results}: {expected}\n"
+    (results / "config.json").write_text("[]")
+    finish_with(tmp_path, "third")
+    assert "their config.json cannot be read" in capsys.readouterr().err
 
 
 # --- units of an interrupted run ----------------------------------------------------------------------------
@@ -249,7 +342,7 @@ def test_whatever_a_crash_leaves_of_the_file_complete_units_are_used_and_no_othe
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"null\n", b"12\n", b"[]\n", b'{"a": 1}\n[]\n'])
 def test_a_file_of_anything_else_is_as_good_as_none(tmp_path, content):
-    (tmp_path / "unfinished.jsonl").write_bytes(content)
+    (tmp_path / "units.jsonl").write_bytes(content)
     log = UnitLog(tmp_path, HEADER, fresh=False)
     assert log.units == {}
     log.append(0, 8, ROWS)
@@ -262,14 +355,6 @@ def test_lines_that_are_no_units_are_not_used(tmp_path):
     with open(log.path, "a") as stream:
         stream.write("0\n")  # what a page of a damaged disk may hold
     assert list(UnitLog(tmp_path, HEADER, fresh=False).units) == [(0, 8)]
-
-
-def test_the_log_is_gone_once_it_is_removed(tmp_path):
-    log = UnitLog(tmp_path, HEADER, fresh=False)
-    log.append(0, 8, ROWS)
-    log.remove()
-    log.remove()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_bars_are_silent_where_stderr_is_no_terminal(capsys):
