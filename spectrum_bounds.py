@@ -14,6 +14,7 @@ from common import arguments, error_sweep, figures, grad_dtype
 from common.cells import Cells
 from common.errors import UserError
 from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
+from common.geometry import RESOLUTION
 from common.results import Run, UnitLog, bad_values, progress_bar
 
 
@@ -72,8 +73,10 @@ def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> Cell
         skipped = "" if d_lambda >= args.min_d_lambda else f"d_lambda below --min_d_lambda {args.min_d_lambda:g}"
         rows.append({"lambda": ridge, "d_lambda": d_lambda, "m": None, "skipped": skipped})
         kept += [] if skipped else [(ridge, d_lambda)]
+    rows = [{"lambda": ridge, "skipped": f"below {RESOLUTION:g} tr F"} for ridge in prepared.ridges_left_out] + rows
     rows += [{"m": m, "skipped": f"m >= d = {prepared.num_parameters}"} for m in prepared.ms_left_out]
-    run.write_table("effective_dimension.csv", pd.DataFrame(rows).astype({"m": "Int64"}))
+    names = ["lambda", "d_lambda", "m", "skipped"]
+    run.write_table("effective_dimension.csv", pd.DataFrame(rows, columns=names).astype({"m": "Int64"}))
     if len(kept) < len(prepared.ridges):
         left_out = ", ".join(f"{ridge:g}" for ridge in prepared.ridges if ridge not in dict(kept))
         print(f"left out, d_λ below --min_d_lambda {args.min_d_lambda:g}: λ = {left_out}")

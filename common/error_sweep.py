@@ -31,7 +31,7 @@ def measure(
     rows = []
     columns = (cells.ridges, cells.effective_dimensions, cells.corrected(geometry, m), exact_scores)
     for ridge, d_lambda, corrected, exact in zip(*columns, strict=True):
-        row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": m / d_lambda}
+        row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": _ratio(m, d_lambda)}
         row["num_queries"] = len(exact)
         row |= dataclasses.asdict(error_statistics(_ratios(problem, ridge, exact)))
         if cells.ridge_correction:
@@ -105,6 +105,10 @@ def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: i
 
 def _ratios(problem: SketchedProblem, ridge: float, exact: Tensor) -> Tensor:
     return whitened_or_nan(problem, ridge).square().sum(1) / exact
+
+
+def _ratio(m: int, d_lambda: float) -> float:
+    return m / d_lambda if d_lambda > 0 else math.inf
 
 
 def _smallest_ms(

@@ -13,7 +13,7 @@ from common.benchmark import GroundTruth, TrainedModel, check_ground_truth, load
 from common.cache import Cache
 from common.column_sample import ColumnSample, sample_columns
 from common.errors import UserError
-from common.geometry import Geometry, build_geometry, effective_dimension
+from common.geometry import RESOLUTION, Geometry, build_geometry, effective_dimension, resolved_ridge
 from common.gradients import DTYPES, Gradients, plan_gradients
 from common.projectors import make_generator, make_projector
 from common.published import load_published_benchmark
@@ -68,6 +68,8 @@ class Prepared:
     """Powers of two asked for that are not below d."""
     ridges: list[float]
     """λ, ascending."""
+    ridges_left_out: list[float]
+    """λ asked for that are below rounding, see geometry.resolved_ridge."""
     effective_dimensions: list[float]
     """d_λ for every λ."""
 
@@ -98,7 +100,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
     gradients = LazyGradients(run, cache)
     geometry = _find_geometry(run, cache, gradients, query_rows)
-    ridges = ridge_grid(args)
+    ridges, ridges_left_out = _resolved_ridges(ridge_grid(args), geometry)
     d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
     run.record(
         data_fingerprint=fingerprint(*_data(workload)),
@@ -128,6 +130,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         ms=ms,
         ms_left_out=ms_left_out,
         ridges=ridges,
+        ridges_left_out=ridges_left_out,
         effective_dimensions=d_lambda,
     )
 
@@ -222,6 +225,21 @@ def _choose_queries(workload: Workload, kind: str, count: int, seed: int):
         return parts, samples, samples
     rows = torch.arange(len(workload.train), len(workload.train) + count)
     return [*parts, ("test", workload.test.subset(samples))], rows, samples
+
+
+def _resolved_ridges(ridges: list[float], geometry: Geometry) -> tuple[list[float], list[float]]:
+    """Return the λ for which scores mean anything, and those left out, with one line that says so."""
+    if geometry.rank == 0:
+        raise UserError("every training gradient is zero: F = 0 has no spectrum to study")
+    smallest = resolved_ridge(geometry.eigenvalues.sum().item())
+    used = [ridge for ridge in ridges if ridge >= smallest]
+    limit = f"{smallest:.3g} = {RESOLUTION:g} tr F, below which scores are rounding errors"
+    if not used:
+        raise UserError(f"--lambda_exp_max: every λ is below {limit}; largest λ is {ridges[-1]:g}")
+    left_out = ridges[: len(ridges) - len(used)]
+    if left_out:
+        print(f"left out, below {limit}: λ = {', '.join(f'{ridge:g}' for ridge in left_out)}")
+    return used, left_out
 
 
 def _print_model(workload: Workload, trained: TrainedModel, num_parameters: int) -> None:

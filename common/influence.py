@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.geometry import coordinates
+from common.geometry import coordinates, resolved_ridge
 from common.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid
 from common.projectors import make_generator
 
@@ -45,8 +45,12 @@ class SketchedProblem:
         """Return the (v, q) rows w with w·w' = B̃_λ(a, a'): one Cholesky factorisation of PFPᵀ + λI.
 
         Raises:
-            torch.linalg.LinAlgError: PFPᵀ + λI is not positive definite in float64 (λ below rounding).
+            torch.linalg.LinAlgError: λ is below rounding, see `geometry.resolved_ridge`: scores would be noise, whether
+                or not PFPᵀ + λI has a Cholesky factor in float64.
         """
+        trace = self.fisher.diagonal().sum().item()
+        if not ridge >= resolved_ridge(trace):
+            raise torch.linalg.LinAlgError(f"λ = {ridge:g} is below the rounding of PFPᵀ, whose trace is {trace:g}")
         size = len(self.fisher)
         if self.leading_eigenvalues is not None:
             size = int((self.leading_eigenvalues > NEGLIGIBLE * ridge).sum())

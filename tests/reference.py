@@ -84,6 +84,19 @@ def influence_in_many_digits(train: Tensor, queries: Tensor, ridge: float, digit
     return scores
 
 
+def sketched_influence_in_many_digits(P: Tensor, train: Tensor, queries: Tensor, ridge: float) -> list[float]:
+    """Return φ̃_λ(q) of every row of `queries`, in 60 digits: P is taken as it is, whatever its rounding."""
+    with mpmath.workdps(60):
+        transposed = mpmath.matrix(P.T.tolist())
+        system, scores = mpmath.eye(len(P)) * mpmath.mpf(ridge), []
+        sketched = mpmath.matrix(train.tolist()) * transposed
+        system += sketched.T * sketched / len(train)
+        for query in queries.tolist():
+            q = (mpmath.matrix([query]) * transposed).T
+            scores.append(float((q.T * mpmath.lu_solve(system, q))[0]))
+    return scores
+
+
 def effective_dimension(train: Tensor, ridge: float) -> float:
     """Return tr F(F + λI)⁻¹."""
     F = fisher(train)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from common.geometry import build_geometry, resolved_ridge
 from common.influence import (
     GaussianCoordinateSketch,
     SketchedProblem,
@@ -100,6 +101,46 @@ def test_duplicated_dependent_and_zero_rows_leave_sketched_scores_right(m):
         found = scores(problem, ridge)
         assert relative_gap(found[:4, :4], expected[:4, :4]) < 1e-5
         assert found[4].abs().max() == 0
+
+
+HARD_SPECTRA = {
+    "steep": torch.logspace(0, -16, 12, dtype=torch.float64),
+    "one direction": torch.ones(1, dtype=torch.float64),
+    "tail of the size of rounding": torch.tensor([1.0] * 4 + [1e-13] * 6, dtype=torch.float64),
+    "tail of the size of the smallest ridge": torch.tensor([1.0] * 2 + [1e-12] * 10, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("eigenvalues", HARD_SPECTRA.values(), ids=HARD_SPECTRA.keys())
+def test_scores_are_right_to_a_percent_down_to_the_smallest_ridge_and_refused_below(eigenvalues):
+    train = reference.gradients_with_spectrum(eigenvalues, N_TRAIN, D, seed=7).float().double()
+    gradients = DenseGradients(train)
+    queries = gradients.unit[:4]
+    geometry = build_geometry(gradients.unit_gram(), gradients.norms, N_TRAIN, torch.arange(4))
+    ridge = 1.1 * resolved_ridge(geometry.eigenvalues.sum().item())
+    expected = torch.tensor(reference.influence_in_many_digits(train, queries, ridge), dtype=torch.float64)
+    found = exact_self_influence(geometry.eigenvalues, geometry.queries, ridge)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+    rank = len(geometry.eigenvalues)
+    scaled, scaled_queries = (rank * geometry.eigenvalues).sqrt().diag(), torch.eye(rank, dtype=torch.float64)
+    sketch = GaussianCoordinateSketch(geometry.eigenvalues, scaled_queries, 1e-3 * ridge, 0, 0)
+    for m in (2, 9, N_TRAIN, 2 * N_TRAIN):
+        P = normal(2, m, D) / m**0.5
+        weights = torch.eye(N_TRAIN, dtype=torch.float64)[:4]
+        projected = (P @ gradients.unit.T).float()
+        problem = problem_from_projection(projected, gradients.norms, N_TRAIN, weights)
+        smallest = 1.1 * resolved_ridge(problem.fisher.diagonal().sum().item())
+        wanted = reference.sketched_influence_in_many_digits(P, train, queries, smallest)
+        found = sketched_self_influence(problem, smallest)
+        torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0.01, atol=0)
+        drawn = sketch.problem(m)
+        smallest = 1.1 * resolved_ridge(drawn.fisher.diagonal().sum().item())
+        wanted = reference.sketched_influence_in_many_digits(drawn.vectors.T, scaled, scaled_queries, smallest)
+        found = sketched_self_influence(drawn, smallest)
+        torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0.01, atol=0)
+        for refused in (problem, drawn):
+            with pytest.raises(torch.linalg.LinAlgError, match="below the rounding"):
+                sketched_self_influence(refused, 1e-3 * ridge)
 
 
 def test_a_ridge_below_rounding_is_an_error_that_callers_can_catch():
