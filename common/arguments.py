@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """Parse an integer from 1 to 2^40, far beyond any count that fits a computer."""
+    """Parse a count: an integer from 1 to a million, beyond which no count of samples, trials or models is feasible."""
+    return _parse(text, int, lambda value: 1 <= value <= 10**6, "an integer >= 1 (and at most 1000000)")
+
+
+def dimension(text: str) -> int:
+    """Parse an integer from 1 to 2^40, far beyond the parameters of any model that fits a computer."""
     return _parse(text, int, lambda value: 1 <= value <= 2**40, "an integer >= 1 (and at most 2^40)")
 
 
@@ -84,8 +90,8 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     add("--seed", type=seed_int, default=42, help="seed of queries and sketches")
     add("--device", choices=("cuda", "cpu"), default=None, help="default: cuda where there is one, else cpu")
     add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
-    add("--min_m", type=positive_int, default=min_m, help="smallest projection dimension")
-    add("--max_m", type=positive_int, default=None, help="largest; default: largest power of two < d, at most 65536")
+    add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
+    add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
     add("--lambda_exp_min", type=ridge_exponent, default=-8, help="smallest ridge is 10 to this power")
     add("--lambda_exp_max", type=ridge_exponent, default=2, help="largest ridge is 10 to this power")
     add("--num_test_grads", type=positive_int, default=500, help="query gradients")
@@ -175,16 +181,33 @@ def projection_dimensions(args: argparse.Namespace, num_parameters: int) -> tupl
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main; user errors become one line and status 2, Ctrl-C status 130."""
+    """Run a script's main; user errors and lack of memory become one line and status 2, Ctrl-C status 130."""
     try:
         main()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"{Path(sys.argv[0]).name}: error: out of memory; less is needed with --offload disk or recompute, or a "
+            "smaller --batch_size, --max_m, --num_train or --num_test_grads",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more, it must not cut off what follows
         print("\ninterrupted: the same command continues after the last finished sketch", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether numpy, torch (on any device) or the system could not give the memory asked for."""
+    # torch's CPU allocator raises a plain RuntimeError
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 def _parse(text: str, kind: type, allowed: Callable[[float], bool], description: str):

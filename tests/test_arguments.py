@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,7 +88,8 @@ def test_a_bad_value_is_one_line_with_the_value_and_status_2(options, capsys):
 @pytest.mark.parametrize(
     ("parser", "good", "bad"),
     [
-        (arguments.positive_int, {"1": 1, "007": 7}, ["0", "-1", "1e3", "inf", "nan", ""]),
+        (arguments.positive_int, {"1": 1, "007": 7}, ["0", "-1", "1e3", "inf", "nan", "", "1000001"]),
+        (arguments.dimension, {"1": 1, str(2**40): 2**40}, ["0", "-1", "1.5", str(2**40 + 1)]),
         (arguments.seed_int, {"0": 0, "12": 12}, ["-1", "0.0"]),
         (arguments.ridge_exponent, {"-300": -300, "0": 0, "300": 300}, ["-301", "301", "1e2"]),
         (arguments.non_negative_float, {"0": 0.0, "2.5": 2.5, "1e-3": 1e-3}, ["-1e-9", "nan", "inf", "1e999", "x"]),
@@ -208,8 +212,13 @@ def test_a_user_error_is_one_line_and_status_2(monkeypatch, capsys):
 
 
 def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys):
-    with pytest.raises(SystemExit) as stop:
-        arguments.run_script(raising(KeyboardInterrupt()))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            arguments.run_script(raising(KeyboardInterrupt()))
+        os.kill(os.getpid(), signal.SIGINT)  # pressed once more
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stop.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
 
@@ -220,6 +229,29 @@ def test_a_script_that_works_ends_with_status_0():
     assert stop.value.code == 0
 
 
-def test_other_errors_are_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        arguments.run_script(raising(ZeroDivisionError()))
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), RuntimeError("shapes differ"), OSError(5, "I/O error")], ids=repr
+)
+def test_other_errors_are_not_hidden(error):
+    with pytest.raises(type(error)):
+        arguments.run_script(raising(error))
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(2**60),
+        lambda: np.empty(2**57),
+        lambda: bytearray(2**60),
+        raising(OSError(12, os.strerror(12))),
+    ],
+    ids=["torch", "numpy", "python", "system"],
+)
+def test_memory_that_does_not_suffice_is_one_line_that_names_options_and_status_2(monkeypatch, allocate, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/script.py"])
+    with pytest.raises(SystemExit) as stop:
+        arguments.run_script(allocate)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("script.py: error: out of memory; less is needed with --offload disk or recompute")
+    assert captured.err.count("\n") == 1
