@@ -53,8 +53,8 @@ def non_negative_float(text: str) -> float:
 
 
 def open_unit_float(text: str) -> float:
-    """Parse a number strictly between 0 and 1."""
-    return _parse(text, float, lambda value: 0 < value < 1, "a number strictly between 0 and 1")
+    """Parse a number strictly between 0 and 1, large enough for its square to divide by."""
+    return _parse(text, float, lambda value: 1e-9 <= value < 1, "a number strictly between 0 and 1 (and at least 1e-9)")
 
 
 def power_of_two(text: str) -> int:
@@ -182,6 +182,7 @@ def projection_dimensions(args: argparse.Namespace, num_parameters: int) -> tupl
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main; user errors and lack of memory become one line and status 2, Ctrl-C status 130."""
+    signal.signal(signal.SIGINT, _interrupt_once)
     try:
         main()
     except UserError as error:
@@ -197,10 +198,15 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed once more, it must not cut off what follows
         print("\ninterrupted: the same command continues after the last finished sketch", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _interrupt_once(*_) -> NoReturn:
+    """Raise KeyboardInterrupt, once: pressed again, Ctrl-C must not cut off what ends the script in good order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -72,7 +72,7 @@ def uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if pressed:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -141,8 +141,25 @@ def write_tensors(path: Path, value: object) -> None:
 
 
 def read_tensors(path: Path) -> Any:
-    """Return what `write_tensors` has written, on the CPU; nothing in the file is executed."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Return what `write_tensors` has written, on the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    with naming_unreadable(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def naming_unreadable(path: Path) -> Iterator[None]:
+    """Turn whatever torch says of a file that is not what its manifest promises into one line."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    # torch's unpickler raises whatever the bytes lead it to
+    except Exception as error:
+        raise UserError(f"{path} is not what was written there; remove {path.parent} to make it again") from error
 
 
 def seal(manifest: Path, made_by: dict, files: Iterable[Path], notes: dict | None = None) -> None:

@@ -93,7 +93,7 @@ def test_a_bad_value_is_one_line_with_the_value_and_status_2(options, capsys):
         (arguments.seed_int, {"0": 0, "12": 12}, ["-1", "0.0"]),
         (arguments.ridge_exponent, {"-300": -300, "0": 0, "300": 300}, ["-301", "301", "1e2"]),
         (arguments.non_negative_float, {"0": 0.0, "2.5": 2.5, "1e-3": 1e-3}, ["-1e-9", "nan", "inf", "1e999", "x"]),
-        (arguments.open_unit_float, {"0.1": 0.1, "1e-9": 1e-9}, ["0", "1", "nan", "-0.5", "2"]),
+        (arguments.open_unit_float, {"0.1": 0.1, "1e-9": 1e-9}, ["0", "1", "nan", "-0.5", "2", "1e-300"]),
         (arguments.power_of_two, {"1": 1, "2": 2, "1024": 1024}, ["0", "3", "-2", "6", "2.0"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -212,13 +212,9 @@ def test_a_user_error_is_one_line_and_status_2(monkeypatch, capsys):
 
 
 def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys):
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            arguments.run_script(raising(KeyboardInterrupt()))
-        os.kill(os.getpid(), signal.SIGINT)  # pressed once more
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit) as stop:
+        arguments.run_script(lambda: os.kill(os.getpid(), signal.SIGINT))
+    os.kill(os.getpid(), signal.SIGINT)  # pressed once more, while the interpreter shuts down
     assert stop.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
 

@@ -64,7 +64,7 @@ OWN = {
     "spectrum_bounds": {
         "--test_mode": texts("self", "test", "train"),
         "--min_d_lambda": mostly(texts(0, 1e-300, 0.5, 5, 1e300)),
-        "--target_eps": mostly(texts(1e-300, 0.01, 0.3, 0.999999)),
+        "--target_eps": mostly(texts(1e-300, 1e-9, 0.01, 0.3, 0.999999)),
     },
     "hyperparam_selection": {
         "--val_ratio": mostly(texts(1e-9, 0.1, 0.5, 0.99)),

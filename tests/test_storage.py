@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from common.storage import (
     reusable,
     seal,
     state_fingerprint,
+    uninterrupted,
     unseal,
     write_atomically,
     write_json,
@@ -56,6 +59,18 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ctrl_c_waits_for_what_must_not_be_interrupted_however_often_it_is_pressed():
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append(True)
+    assert done == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with ThreadPoolExecutor(1) as pool:  # signals never reach other threads
+        assert pool.submit(lambda: uninterrupted().__enter__()).result() is None
 
 
 def test_a_full_disk_is_one_line_that_names_the_folder_and_leaves_the_old_file(tmp_path):

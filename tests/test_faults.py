@@ -1,0 +1,373 @@
+"""What goes wrong outside the program: full disks, kills, lack of memory, hostile files, degenerate gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import hyperparam_selection
+import spectrum_bounds
+from common import arguments, benchmark, storage
+from common.projectors import make_projector
+from common.user_workload import load_user_workload
+from tests import reference
+from tests.reference_gradients import one_by_one_gradients
+from tests.tiny import write_tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MAINS = {"spectrum_bounds": spectrum_bounds.main, "hyperparam_selection": hyperparam_selection.main}
+ROOT = Path(spectrum_bounds.__file__).parent
+MS, RIDGES = [1, 2, 4, 8, 16, 32], [1e-3, 1e-2, 1e-1, 1.0]
+TOY = ["--num_trials", "2", "--lambda_exp_min", "-3", "--lambda_exp_max", "0", "--min_m", "1", "--num_test_grads", "12"]
+OWN = {"spectrum_bounds": ["--min_d_lambda", "0"], "hyperparam_selection": ["--num_subsets", "5", "--val_ratio", "0.3"]}
+
+
+class Scripts:
+    """Both scripts on the tiny workload, with folders of their own."""
+
+    def __init__(self, folder: Path, capsys=None):
+        self.folder, self.capsys = folder, capsys
+        self.benchmark_dir = folder / "benchmarks"
+        self.workload = write_tiny(folder)
+
+    def words(self, experiment: str, *options: str) -> list[str]:
+        folders = [f"--{name}_dir={self.folder / name}" for name in ("output", "cache")]
+        folders += [f"--benchmark_dir={self.benchmark_dir}", f"--workload={self.workload}", "--device=cpu"]
+        return [str(ROOT / f"{experiment}.py"), *TOY, *OWN[experiment], *folders, *options]
+
+    def run(self, experiment: str, *options: str) -> tuple[int, str, str]:
+        """Run in this process; return status, stdout and stderr."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", self.words(experiment, *options))
+            self.capsys.readouterr()
+            with pytest.raises(SystemExit) as stop:
+                arguments.run_script(MAINS[experiment])
+        return (stop.value.code, *self.capsys.readouterr())
+
+    def start(self, experiment: str, *options: str) -> subprocess.Popen:
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, *self.words(experiment, *options)], env=one_thread, **quiet)
+
+    def results(self, experiment: str) -> Path:
+        (folder,) = (self.folder / "output" / experiment).iterdir()
+        return folder
+
+
+@pytest.fixture
+def scripts(tmp_path, capsys):
+    return Scripts(tmp_path, capsys)
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".jsonl")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def assert_one_line(errors: str, *named: str):
+    assert errors.count("\n") == 1
+    assert ".py: error: " in errors
+    for text in named:
+        assert text in errors
+
+
+# --- disks that are full ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size: int):
+    """Refuse to let any file grow beyond `size` bytes: what a full disk does, for this process alone."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "experiment", ["spectrum_bounds", pytest.param("hyperparam_selection", marks=pytest.mark.slow)]
+)
+def test_a_disk_that_fills_up_while_units_are_kept_costs_nothing_that_was_finished(scripts, experiment):
+    assert scripts.run(experiment)[0] == 0
+    results = scripts.results(experiment)
+    before = contents(results)
+    with largest_file(7000):
+        status, _, errors = scripts.run(experiment)
+    assert status == 2
+    assert_one_line(errors, "no space left in", str(results))
+    assert contents(results) == before
+    kept = (results / "unfinished" / "units.jsonl").read_bytes().count(b"\n") - 1
+    assert kept >= 1
+    status, output, errors = scripts.run(experiment)
+    assert (status, errors) == (0, "")
+    assert f"continuing after {kept} finished" in output
+    assert tables(results) == {name: text for name, text in before.items() if name.endswith(".csv")}
+
+
+def test_a_disk_that_fills_up_while_a_table_is_written_leaves_earlier_results(scripts):
+    assert scripts.run("spectrum_bounds", "--predict_only")[0] == 0
+    results = scripts.results("spectrum_bounds")
+    before = contents(results)
+    assert len(before["summary.csv"]) > 3500 > len(before["config.json"])
+    with largest_file(3500):
+        status, _, errors = scripts.run("spectrum_bounds", "--predict_only")
+    assert status == 2
+    assert_one_line(errors, "no space left in", str(results))
+    assert contents(results) == before
+    assert not (results / "unfinished").exists()
+
+
+# --- kills and Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_a_unit_is_written_finishes_it_and_says_how_to_go_on(scripts, monkeypatch):
+    assert scripts.run("spectrum_bounds")[0] == 0
+    expected = tables(scripts.results("spectrum_bounds"))
+    written, sync = [], os.fsync
+
+    def pressed_twice(descriptor):
+        # the third unit: its line is in the file, and not yet on the disk
+        if Path(f"/proc/self/fd/{descriptor}").resolve().name == "units.jsonl":
+            written.append(descriptor)
+            if len(written) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", pressed_twice)
+        status, _, errors = scripts.run("spectrum_bounds")
+    assert status == 130
+    assert errors == "\ninterrupted: the same command continues after the last finished sketch\n"
+    assert tables(scripts.results("spectrum_bounds")) == expected
+    status, output, _ = scripts.run("spectrum_bounds")
+    assert status == 0
+    assert "continuing after 3 finished" in output
+    assert tables(scripts.results("spectrum_bounds")) == expected
+
+
+def test_a_fresh_run_forgets_finished_units(scripts):
+    with largest_file(7000):
+        assert scripts.run("spectrum_bounds")[0] == 2
+    status, output, _ = scripts.run("spectrum_bounds", "--fresh")
+    assert status == 0
+    assert "continuing" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "kills"), [("spectrum_bounds", 20), ("hyperparam_selection", 6)])
+def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path, experiment, kills):
+    # enough units that kills fall between them, and no checkpoint yet, so that they fall into training as well
+    options = ("--proj_type", "rademacher", "--num_trials", "40")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole, killed = Scripts(tmp_path / "whole"), Scripts(tmp_path / "killed")
+    started = time.monotonic()
+    assert whole.start(experiment, *options).wait() == 0
+    seconds = time.monotonic() - started
+    expected = tables(whole.results(experiment))
+    moments = random.Random(0)
+    for _ in range(kills):
+        process = killed.start(experiment, *options)
+        try:
+            process.wait(timeout=moments.uniform(0.3, 1.1) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for folder in (killed.folder / "output").glob("*/*"):
+            if (folder / "config.json").exists():  # what looks finished is
+                assert json.loads((folder / "config.json").read_text())["finished"] is True
+                assert tables(folder) == expected
+    assert killed.start(experiment, *options).wait() == 0
+    results = killed.results(experiment)
+    assert tables(results) == expected
+    assert {path.name for path in results.iterdir()} == {path.name for path in whole.results(experiment).iterdir()}
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import spectrum_bounds
+from common.arguments import run_script
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))
+run_script(spectrum_bounds.main)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use where Linux tells it")
+def test_memory_that_does_not_suffice_is_one_line_and_status_2(scripts):
+    # 4,000 x 10,000 gradients of float32 take 153 MiB, more than the 128 MiB that are left
+    write_tiny(
+        scripts.folder,
+        "from torch.nn import Sequential, Linear\n"
+        "train = Examples(torch.randn(4000, 9), torch.arange(4000) % 4)\n"
+        "model = Sequential(Linear(9, 714), Linear(714, 4))\n"
+        "return Workload('tiny', lambda: model, train, test, loss, None)",
+    )
+    words = scripts.words("spectrum_bounds", "--offload", "cpu")
+    command = [sys.executable, "-c", LITTLE_MEMORY, *words[1:]]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, env=one_thread, capture_output=True, text=True, cwd=scripts.folder)
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count("\n") == 1
+    assert "error: out of memory; less is needed with --offload disk or recompute" in process.stderr
+
+
+# --- hostile files ------------------------------------------------------------------------------------------
+
+
+class Malicious:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["its checksum differs", "its manifest was forged"])
+def test_code_in_a_checkpoint_is_never_run(scripts, is_sealed):
+    assert scripts.run("spectrum_bounds", "--predict_only")[0] == 0
+    expected = tables(scripts.results("spectrum_bounds"))
+    (checkpoint,) = scripts.benchmark_dir.rglob("models_full/0/model_weights_0.pt")
+    checkpoint.write_bytes(pickle.dumps({"weight": Malicious(scripts.folder / "broken_in")}))
+    manifest = checkpoint.with_name("manifest.json")
+    if is_sealed:
+        storage.seal(manifest, json.loads(manifest.read_text())["made_by"], [checkpoint])
+    status, _, errors = scripts.run("spectrum_bounds", "--predict_only")
+    assert not (scripts.folder / "broken_in").exists()
+    assert tables(scripts.results("spectrum_bounds")) == expected
+    if is_sealed:
+        assert status == 2
+        assert_one_line(errors, "is not what was written there; remove", str(checkpoint))
+    else:
+        assert status == 0
+        assert "is damaged (its checksum differs)" in errors
+
+
+@pytest.mark.parametrize(
+    "state", [torch.zeros(3), {"weight": torch.zeros(2, 2)}, None], ids=["tensor", "shapes", "none"]
+)
+def test_a_forged_checkpoint_of_something_else_is_one_line(scripts, state):
+    assert scripts.run("spectrum_bounds", "--predict_only")[0] == 0
+    (checkpoint,) = scripts.benchmark_dir.rglob("models_full/0/model_weights_0.pt")
+    torch.save(state, checkpoint)
+    manifest = checkpoint.with_name("manifest.json")
+    storage.seal(manifest, json.loads(manifest.read_text())["made_by"], [checkpoint])
+    status, _, errors = scripts.run("spectrum_bounds", "--predict_only")
+    assert status == 2
+    assert_one_line(errors, "is not what was written there; remove", str(checkpoint))
+
+
+# --- degenerate gradients -----------------------------------------------------------------------------------
+
+DEGENERATE = {
+    "duplicates": "train = Examples(inputs[:6].repeat(4, 1), targets[:6].repeat(4))",
+    "rank one": "train = Examples(inputs[:1].repeat(5, 1), targets[:1].repeat(5))",
+    "a single sample": "train = Examples(inputs[:1], targets[:1])",
+    "some zero gradients": "loss = lambda outputs, targets: cross_entropy(outputs, targets) * (targets != 0)",
+}
+
+
+@pytest.mark.parametrize("change", DEGENERATE.values(), ids=DEGENERATE.keys())
+def test_degenerate_gradients_give_the_numbers_of_the_dense_reference(scripts, change):
+    write_tiny(scripts.folder, change)
+    options = ("--proj_type", "rademacher", "--lambda_exp_min", "-12", "--lambda_exp_max", "-1", "--num_trials", "1")
+    status, output, errors = scripts.run("spectrum_bounds", *options)
+    assert (status, errors) == (0, "")
+    workload = load_user_workload(scripts.workload)
+    model = benchmark.load_trained_model(workload, scripts.benchmark_dir, "cpu").model
+    train = one_by_one_gradients(model, workload.loss, workload.train.inputs, workload.train.targets)
+    results = scripts.results("spectrum_bounds")
+
+    spectrum = torch.tensor(pd.read_csv(results / "spectrum.csv")["eigenvalue"], dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(reference.fisher(train)).flip(0)
+    significant = expected > 1e-10 * expected[0]
+    assert len(spectrum) >= significant.sum()
+    torch.testing.assert_close(spectrum[: significant.sum()], expected[significant], rtol=1e-4, atol=0)
+    dimensions = pd.read_csv(results / "effective_dimension.csv").dropna(subset="d_lambda")
+    trace = train.square().sum().item() / len(train)
+    assert dimensions["lambda"].tolist() == [10.0**e for e in range(-12, 0) if 10.0**e >= 1e-12 * trace]
+    assert ("left out, below" in output) == (1e-12 * trace > 1e-12)
+    for ridge, d_lambda in zip(dimensions["lambda"], dimensions["d_lambda"], strict=True):
+        assert d_lambda == pytest.approx(reference.effective_dimension(train, ridge), rel=1e-3)
+
+    queries = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).sort().indices]
+    num_zero = int((train.norm(dim=1) == 0).sum())
+    unit = queries[queries.norm(dim=1) > 0]
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    trials = pd.read_csv(results / "trials.csv")
+    assert sorted(trials["m"].unique()) == MS
+    assert (trials["num_bad"] == num_zero).all() or len(train) > 12
+    if len(train) > 12:
+        return  # the queries are a random choice: their numbers are covered where all samples are
+    projector = make_projector("rademacher", 42)
+    for row in trials[trials["lambda"] >= 1e-6].itertuples():
+        P = reference.projection_matrix(projector, train.shape[1], row.m, max(MS), 0)
+        exact = reference.influence(train, unit, unit, row._3).diagonal()
+        ratios = reference.sketched_influence(P, train, unit, unit, row._3).diagonal() / exact
+        assert row.mean_ratio == pytest.approx(ratios.mean().item(), rel=2e-3)
+        assert row.eps_max == pytest.approx((ratios - 1).abs().max().item(), rel=2e-3, abs=2e-3)
+
+
+def test_zero_gradients_are_counted_and_said_once(scripts):
+    write_tiny(scripts.folder, DEGENERATE["some zero gradients"])
+    for experiment in MAINS:
+        status, output, _ = scripts.run(experiment)
+        assert status == 0
+        assert output.count("that are not finite are counted and left out of every mean") == 1
+        summary = pd.read_csv(scripts.results(experiment) / "summary.csv")
+        columns = [name for name in summary if name.endswith("num_bad")]
+        assert summary[columns].to_numpy().sum() > 0
+        finite = {"spectrum_bounds": "eps_95", "hyperparam_selection": "test_lds"}[experiment]
+        assert np.isfinite(summary[finite]).all()
+
+
+REFUSED = {
+    "no gradient at all": (
+        "loss = lambda outputs, targets: cross_entropy(outputs, targets) * 0",
+        "",
+    ),
+    "NaN": ("inputs[2, 0] = float('nan')\nrecipe = None", "training sample 2"),
+    "infinity": ("inputs[2, 0] = float('inf')\nrecipe = None", "training sample 2"),
+    "NaN in training": ("inputs[2, 0] = float('nan')", ""),
+}
+
+
+@pytest.mark.parametrize("experiment", MAINS)
+@pytest.mark.parametrize(("change", "named"), REFUSED.values(), ids=REFUSED.keys())
+def test_gradients_that_allow_no_answer_are_one_line(scripts, experiment, change, named):
+    write_tiny(scripts.folder, change)
+    status, _, errors = scripts.run(experiment)
+    assert status == 2
+    assert_one_line(errors, named if experiment == "spectrum_bounds" else "")
+    assert list((scripts.folder / "output").glob("*/*")) == []
+
+
+def test_every_ridge_below_rounding_is_one_line(scripts):
+    status, _, errors = scripts.run("spectrum_bounds", "--lambda_exp_min", "-30", "--lambda_exp_max", "-20")
+    assert status == 2
+    assert_one_line(errors, "every λ is below", "1e-12 tr F")
