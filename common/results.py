@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from common.arguments import workload_name
+from common.errors import UserError
 from common.storage import first_difference, make_folder, uninterrupted, write_atomically, write_json, writing_to
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "dattri", "scikit-learn", "mlxtend", "tqdm")
@@ -40,7 +43,7 @@ WHERE_AND_HOW = {
     "device",
     "fresh",
 }
-UNITS = "units.jsonl"
+UNITS, LOCK = "units.jsonl", "lock"
 
 
 class Run:
@@ -57,6 +60,7 @@ class Run:
         name = f"{workload_name(args)}_{args.proj_type}"
         self.results = args.output_dir / experiment / "_".join([name, *variant(args, parser)])
         self.folder = make_folder(self.results / "unfinished")
+        self._release = self._take_folder()
         self.started = time.perf_counter()
         self.config = {
             "experiment": experiment,
@@ -82,6 +86,20 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # results of an earlier run stay
                 self.results.rmdir()
+        self._release()
+
+    def _take_folder(self) -> weakref.finalize:
+        """Lock the folder; return what frees it. The kernel does when this process ends, however it ends."""
+        with writing_to(self.folder):
+            lock = os.open(self.folder / LOCK, os.O_CREAT | os.O_RDWR)
+        release = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.results}: another process is writing there; wait for it, or choose another --output_dir"
+            ) from error
+        return release
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -139,7 +157,7 @@ class Run:
         with uninterrupted(), writing_to(self.results):
             config.unlink(missing_ok=True)
             for path in self.folder.iterdir():
-                if path.name not in (UNITS, config.name):
+                if path.name not in (UNITS, LOCK, config.name):
                     os.replace(path, self.results / path.name)
             os.replace(self.folder / config.name, config)
             shutil.rmtree(self.folder)

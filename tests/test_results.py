@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_tables_keep_every_digit_and_missing_values(tmp_path):
     assert again["λ"].tolist() == [1e-300, 1e300]
     assert math.isnan(again["eps"][1])
     assert (run.folder / "table.csv").read_text().splitlines()[1].startswith("1,")
-    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "table.csv"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "lock", "table.csv"]
 
 
 def test_identity_covers_what_the_numbers_depend_on_and_nothing_else(tmp_path):
@@ -253,11 +254,35 @@ def test_killed_between_any_two_moves_tables_of_two_runs_never_lie_beside_a_conf
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr("common.results.os.replace", move)
             run.finish()
+        del run  # a killed process holds no lock
         assert not (results / "config.json").exists()
         assert (results / "unfinished" / "config.json").exists()
     finish_with(tmp_path, "last")
     assert json.loads((results / "config.json").read_text())["finished"] is True
     assert (results / "table.csv").read_text() == "text\nlast\n"
+
+
+def test_a_folder_that_another_process_is_writing_is_refused_and_left_alone(tmp_path):
+    with make_run(tmp_path) as run:
+        run.write_table("table.csv", pd.DataFrame({"text": ["first"]}))
+        command = [sys.executable, "-c", SECOND, str(tmp_path)]
+        second = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        assert second.returncode == 2, second.stderr
+        assert f"{run.results}: another process is writing there; wait for it, or choose another" in second.stderr
+        assert second.stderr.count("\n") == 1
+    assert set(contents(run.results)) == {"config.json", "table.csv"}
+
+
+SECOND = """
+import sys
+from pathlib import Path
+from common.arguments import run_script
+from tests.test_results import make_run
+def main():
+    with make_run(Path(sys.argv[1])):
+        pass
+run_script(main)
+"""
 
 
 def test_the_same_run_again_replaces_without_a_word(tmp_path, capsys):
