@@ -150,8 +150,9 @@ def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> Colu
     """Return what the closed form of an SJLT with one entry a column needs besides the spectrum; else None."""
     if args.proj_type != "sjlt" or args.sjlt_sparsity != 1:
         return None
+    gradients = prepared.gradients.get(prepared.geometry.norms)
     with run.phase("column sample"):
-        return sample_columns(prepared.gradients.get(prepared.geometry.norms), prepared.geometry, args.seed)
+        return sample_columns(gradients, prepared.geometry, args.seed)
 
 
 def _uses_coordinates(args: argparse.Namespace) -> bool:

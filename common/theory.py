@@ -32,18 +32,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.column_sample import ColumnSample
 from common.geometry import effective_dimension
+from common.pooled_errors import pooled_error_summary
 from common.sjlt_theory import sjlt_ridge_and_dof
 
 _MAX_ITERATIONS = 200
-_LEVELS = (0.50, 0.95, 0.99)
-_POINTS = 2**15
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def _as_float64(value) -> Tensor:
@@ -252,7 +249,7 @@ def predict_self_influence_at(
     mean = squares @ law.mean_weights(s) / exact
     std = (2 / law.dof).sqrt() * psi / (law.mu * exact)
     skew = (8 / law.dof).sqrt() * (1 + law.dof * law.shift - 3 * (1 - squares @ w**3 / psi))
-    return SelfInfluencePrediction(mean.mean(0), *_error_summary(mean - 1, std, skew))
+    return SelfInfluencePrediction(mean.mean(0), *pooled_error_summary(mean - 1, std, skew))
 
 
 @dataclass(frozen=True)
@@ -299,29 +296,6 @@ def predict_cross_error(
     return CrossErrorPrediction(
         *(
             value.reshape(len(ms), len(ridges))
-            for value in _error_summary(bias / scale, std / scale, torch.zeros_like(std))
+            for value in pooled_error_summary(bias / scale, std / scale, torch.zeros_like(std))
         )
     )
-
-
-def _error_summary(bias: Tensor, std: Tensor, skew: Tensor) -> list[Tensor]:
-    """Mean and quantiles of |bias + std K| pooled over rows, for every column; K has moments 0, 1 and skewness g.
-
-    K = (2/g) [(1 + g z/6 − g²/36)³ − 1] with z standard normal, the Wilson-Hilferty form of a shifted gamma. Every
-    row gets stratified z, staggered between rows by the golden ratio: 2^15 or more points a column, quantiles good to
-    about 1e-3. Quantiles are those that linear interpolation between as many values as there are rows reports in
-    the mean over sketches (its position, to 1/rows), not those of infinitely many queries.
-    """
-    rows = len(bias)
-    nodes = -(-_POINTS // rows)
-    start = (torch.arange(1, rows + 1, dtype=torch.float64) * _GOLDEN_RATIO) % 1
-    z = torch.special.ndtri((torch.arange(nodes) + start[:, None]) / nodes)
-    ranks = [min(round(((rows - 1) * level + 2 / 3) / (rows + 1 / 3) * z.numel()), z.numel() - 1) for level in _LEVELS]
-    columns = []
-    for b, scale, g in zip(bias.T[:, :, None], std.T[:, :, None], skew.T[:, :, None].clamp(-2.8, 2.8), strict=True):
-        y = z / 6 - g / 36
-        errors = (b + scale * y * (6 + g * y * (6 + 2 * g * y))).abs_()
-        # partition beats three selections or a sort; NaN columns stay NaN
-        ordered = np.partition(errors.flatten().numpy(), ranks)
-        columns.append([errors.mean().item(), *ordered[ranks]])
-    return list(torch.tensor(columns, dtype=torch.float64).reshape(-1, 1 + len(_LEVELS)).T)
