@@ -138,7 +138,7 @@ def test_a_random_command_line_succeeds_whole_or_is_one_line(line, workload, toy
 
 
 @pytest.mark.slow
-@settings(max_examples=600, **FIXED)
+@settings(max_examples=200, **FIXED)
 @given(line=command_lines())
 def test_many_random_command_lines_succeed_whole_or_are_one_line(line, workload, toy_benchmarks, capsys):
     check(*line, workload, toy_benchmarks, capsys)
