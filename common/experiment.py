@@ -113,6 +113,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         d=num_parameters,
         rank=geometry.rank,
         ms=ms,
+        ridges_left_out=ridges_left_out,
         device=str(device),
         offload=plan.offload,
     )
