@@ -62,13 +62,15 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_ctrl_c_waits_for_what_must_not_be_interrupted_however_often_it_is_pressed():
+    # a shell's background job starts with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     done = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         done.append(True)
     assert done == [True]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     with ThreadPoolExecutor(1) as pool:  # signals never reach other threads
         assert pool.submit(lambda: uninterrupted().__enter__()).result() is None
 
