@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.arguments import choose_device, projection_dimensions, ridge_grid
-from common.benchmark import GroundTruth, TrainedModel, check_ground_truth, load_trained_model
+from common.benchmark import TrainedModel, check_ground_truth, load_trained_model
 from common.cache import Cache
 from common.column_sample import ColumnSample, sample_columns
 from common.errors import UserError
@@ -48,8 +48,6 @@ class Prepared:
 
     workload: Workload
     """Data, model factory, loss, recipe."""
-    published_truth: GroundTruth | None
-    """Ground truth of --benchmark dattri; None where it is to be made here."""
     model: nn.Module
     """The checkpoint, in eval mode, on `device`."""
     device: torch.device
@@ -86,7 +84,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         UserError: see the functions called.
     """
     device = choose_device(args.device)
-    workload, trained, published_truth = _load_model(args, run, device)
+    workload, trained = _load_model(args, run, device)
     num_parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
     ms, ms_left_out = projection_dimensions(args, num_parameters)
     _print_model(workload, trained, num_parameters)
@@ -121,7 +119,6 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
     return Prepared(
         workload=workload,
-        published_truth=published_truth,
         model=trained.model,
         device=device,
         num_parameters=num_parameters,
@@ -161,21 +158,25 @@ def _uses_coordinates(args: argparse.Namespace) -> bool:
     return args.proj_type == "normal" and not args.explicit_projection
 
 
-def _load_model(args: argparse.Namespace, run: Run, device: torch.device):
-    """Return the workload, its checkpoint, and the published ground truth (None for --benchmark local)."""
+def _load_model(args: argparse.Namespace, run: Run, device: torch.device) -> tuple[Workload, TrainedModel]:
+    """Return the workload and its checkpoint; --benchmark dattri brings its ground truth along."""
     if args.workload is None:
         check_pair(args.dataset, args.model)
+    trained = None
     if args.benchmark == "dattri":
         with run.phase("published benchmark"):
             trained, truth, *data = load_published_benchmark(args.dataset, args.model, args.benchmark_dir, device)
-            return load_workload(args.dataset, args.model, data=Dataset(*data)), trained, truth
-    with run.phase("data"):
-        workload = _load_workload(args)
+            workload = replace(load_workload(args.dataset, args.model, data=Dataset(*data)), ground_truth=truth)
+    else:
+        with run.phase("data"):
+            workload = _load_workload(args)
     if "num_subsets" in args:
         # retraining comes after the gradients, which may take hours: say before them that it cannot be done
         check_ground_truth(workload, args.num_subsets)
-    with run.phase("checkpoint"):
-        return workload, load_trained_model(workload, args.benchmark_dir, device), None
+    if trained is None:
+        with run.phase("checkpoint"):
+            trained = load_trained_model(workload, args.benchmark_dir, device)
+    return workload, trained
 
 
 def _load_workload(args: argparse.Namespace) -> Workload:

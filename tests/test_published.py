@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
+import hyperparam_selection
 from common import models
+from common.arguments import run_script
 from common.errors import UserError
 from common.published import load_published_benchmark
 from tests.reference_training import random_examples
@@ -78,6 +80,42 @@ def test_the_published_files_become_our_records(tmp_path, published):
     assert trained.test_accuracy == pytest.approx(right)
     assert torch.equal(truth.losses, values)
     assert torch.equal(truth.subset_indices, indices)
+
+
+@pytest.mark.slow
+def test_hyperparam_selection_judges_by_the_published_ground_truth(tmp_path, published, monkeypatch):
+    _, _, values, indices = published
+    used = []
+    make = hyperparam_selection.lds_sweep.make_task
+    monkeypatch.setattr(
+        hyperparam_selection.lds_sweep, "make_task", lambda *args: used.append(make(*args)[0]) or make(*args)
+    )
+    options = "--model lr --benchmark dattri --num_subsets 3 --num_test_grads 40 --predict_only --max_m 64"
+    folders = [f"--{name}={tmp_path / name}" for name in ("cache_dir", "output_dir")]
+    monkeypatch.setattr("sys.argv", ["script", *options.split(), f"--benchmark_dir={tmp_path}", *folders])
+    hyperparam_selection.main()
+    (summary,) = (tmp_path / "output_dir").glob("*/*/summary.csv")
+    assert used[0].num_subsets == 3
+    assert any(torch.equal(used[0].losses[:, 0], column) for column in values[:3].T.double())
+    assert (
+        used[0]
+        .subset_sums[0]
+        .allclose((used[0].geometry.rows * used[0].geometry.norms[:, None])[indices[0]].sum(0), rtol=1e-9)
+    )
+    assert summary.stat().st_size > 0
+    assert not list(tmp_path.glob("mnist_lr_*"))  # nothing was trained here
+
+
+def test_more_subset_models_than_were_published_are_refused_before_anything_is_computed(
+    tmp_path, published, monkeypatch, capsys
+):
+    folders = [f"--{name}={tmp_path / name}" for name in ("cache_dir", "output_dir")]
+    options = ["--model", "lr", "--benchmark", "dattri", f"--benchmark_dir={tmp_path}", *folders]
+    monkeypatch.setattr("sys.argv", ["script", *options])
+    with pytest.raises(SystemExit) as stop:
+        run_script(hyperparam_selection.main)
+    assert stop.value.code == 2
+    assert "--num_subsets 50 exceeds the 4 subset models" in capsys.readouterr().err
 
 
 def test_published_files_that_do_not_fit_their_data_are_one_line(tmp_path, published):
