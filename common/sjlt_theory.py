@@ -65,17 +65,17 @@ def sjlt_ridge_and_dof(
 class _BucketLaw:
     def __init__(self, eigenvalues: Tensor, m: Tensor, ridge: Tensor, columns: ColumnSample):
         self.eigenvalues, self.m, self.ridge, self.d = eigenvalues[:, None], m, ridge, columns.num_columns
-        self.energies, self.query_energies = columns.energies, columns.query_energies[:, None]
+        self.grouped, self.energies = columns.eigenvalues[:, None], columns.energies
+        self.query_energies = columns.query_energies
         sizes = [len(group) for group in torch.arange(len(self.energies)).tensor_split(min(GROUPS, len(self.energies)))]
         self.shares = torch.tensor(sizes, dtype=torch.float64)[:, None] / len(self.energies)
 
     def evaluate(self, log_mu: Tensor, added: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Return Σ t_c R_c − d_μ and the log of the ridge that scores see, with leverage `added`; (cells,) each."""
         mu = log_mu.exp()
-        inverse = 1 / (self.eigenvalues + mu)
-        used = (self.eigenvalues * inverse).sum(0)
-        leverages = self._shares(self.eigenvalues * inverse)
-        seen = self._shares(self.query_energies * inverse * inverse)
+        used = (self.eigenvalues / (self.eigenvalues + mu)).sum(0)
+        leverages = _shares(self.energies @ (self.grouped / (self.grouped + mu)))
+        seen = _shares(self.query_energies @ (self.grouped + mu) ** -2)
         h = ((leverages * used + seen * added) / self.d).clamp(max=LARGEST_LEVERAGE)
         order = h.argsort(0)
         h = torch.stack([group.mean(0) for group in h.gather(0, order).tensor_split(len(self.shares))])
@@ -84,11 +84,6 @@ class _BucketLaw:
         r = _mean_inverse(t, self.shares, self.d / self.m)
         log_ridge = (seen * (1 - t * r) / r).sum(0).log() - seen.sum(0).log() + self.ridge.log()
         return self.d * (self.shares * t * r).sum(0) - used - added, log_ridge
-
-    def _shares(self, weights: Tensor) -> Tensor:
-        """Return (K, cells) weighted energies of the sampled columns, in units of their mean."""
-        shares = self.energies @ weights
-        return shares / shares.mean(0)
 
     def ridge_and_dof(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ridge that scores see and ν; the derivatives behind ν are central differences."""
@@ -131,6 +126,11 @@ class _BucketLaw:
             if (((high - low).abs() < 1e-10) | (f.abs() < 1e-9 * self.m)).all():
                 break
         return middle
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Return (K, cells) values of the sampled columns in units of their mean."""
+    return values / values.mean(0)
 
 
 def _mean_inverse(t: Tensor, shares: Tensor, load: Tensor) -> Tensor:

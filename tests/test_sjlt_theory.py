@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import poisson
 
-from common.column_sample import ColumnSample
+from common.column_sample import ColumnSample, group
 from common.sjlt_theory import GAUSSIAN_LOAD, sjlt_ridge_and_dof
 from common.theory import predict_self_influence, sketch_law
 from tests.reference import generator
@@ -16,8 +16,9 @@ D, RANK, RIDGE, NUM_SKETCHES, NUM_QUERIES = 800, 400, 1e-3, 40, 50
 
 
 def equal_columns(d: int, rank: int) -> ColumnSample:
-    """Return columns that all have the same leverage."""
-    return ColumnSample(d, torch.ones(64, rank, dtype=torch.float64) / d, torch.ones(rank, dtype=torch.float64))
+    """Return columns that all have the same leverage, whatever the eigenvalues."""
+    energies = torch.ones(64, 1, dtype=torch.float64) * rank / d
+    return ColumnSample(d, torch.ones(1, dtype=torch.float64), energies, energies)
 
 
 def uneven_problem(stream: torch.Generator, spread: float):
@@ -38,7 +39,7 @@ def simulated_ratios(m: int, spread: float):
     eigenvalues, basis, queries = uneven_problem(stream, spread)
     exact = queries.square() @ (1 / (eigenvalues + RIDGE))
     scores = simulated_scores(eigenvalues, queries, queries, m, [RIDGE], NUM_SKETCHES, stream, "sjlt", basis.T)
-    columns = ColumnSample(D, basis.square(), queries.square().mean(0))
+    columns = group(D, eigenvalues, basis.square(), queries.square().mean(0))
     return eigenvalues, queries, columns, torch.stack([score[0].diagonal() / exact for score in scores])
 
 
@@ -70,7 +71,7 @@ def test_uneven_columns_are_not_described_by_equal_ones():
 def test_one_common_ridge_stands_in_for_a_ridge_on_every_column(ridge):
     """The law with its own λ/w_c on every column, solved densely, and its scalar stand-in: 1 % of the mean ratio."""
     eigenvalues, basis, queries = uneven_problem(generator(600), spread=0.5)
-    columns = ColumnSample(D, basis.square(), queries.square().mean(0))
+    columns = group(D, eigenvalues, basis.square(), queries.square().mean(0))
     fisher = basis * eigenvalues @ basis.T
     own = ridge / bucket_weights(basis * eigenvalues.sqrt(), 600, ridge)
     vectors = queries @ basis.T
@@ -97,10 +98,10 @@ def test_equal_leverages_give_the_free_sketch(load):
 def test_buckets_of_a_multiple_of_the_identity_decouple(ridge):
     """F = sI on all d parameters: a score is 1/(λ + s N) for a column in a bucket of N, exactly."""
     d, m, s = 300, 200, 0.5
-    columns = ColumnSample(d, torch.eye(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64))
     undefined = torch.tensor([torch.nan], dtype=torch.float64)
     sizes, ridges = torch.tensor([m], dtype=torch.float64), torch.tensor([ridge], dtype=torch.float64)
     eigenvalues = torch.full((d,), s, dtype=torch.float64)
+    columns = group(d, eigenvalues, torch.eye(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64))
     mu, _ = sjlt_ridge_and_dof(eigenvalues, sizes, ridges, columns, undefined, undefined)
     others = torch.arange(60, dtype=torch.float64)
     chances = torch.from_numpy(poisson.pmf(others.numpy(), d / m))
@@ -114,7 +115,7 @@ def test_full_buckets_give_the_gaussian_law():
     law = sketch_law(eigenvalues, m, ridge)
     d = 64 * (GAUSSIAN_LOAD - 1)
     uneven = torch.logspace(-0.5, 0.5, 100, dtype=torch.float64)[:, None] / d
-    columns = ColumnSample(d, uneven.expand(-1, 299).clone(), torch.ones(299, dtype=torch.float64))
+    columns = group(d, eigenvalues, uneven.expand(-1, 299).clone(), torch.ones(299, dtype=torch.float64))
     undefined = torch.full_like(ridge, torch.nan)
     mu, dof = sjlt_ridge_and_dof(eigenvalues, m, ridge, columns, undefined, undefined)
     torch.testing.assert_close(mu, law.mu, rtol=2e-3, atol=0)
