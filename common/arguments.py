@@ -74,7 +74,8 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
         "--offload",
         choices=("none", "cpu", "disk", "recompute"),
         default=None,
-        help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute for normal, else cpu",
+        help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute for normal, else cpu, or "
+        "disk from 4 GiB on",
     )
     add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
     add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
@@ -128,12 +129,18 @@ def check_shared_options(args: argparse.Namespace) -> None:
         )
     if args.explicit_projection and args.proj_type != "normal":
         raise UserError(f"--explicit_projection is for --proj_type normal; {args.proj_type} always projects explicitly")
-    if args.grad_dtype != "float32" and args.offload not in ("none", "cpu", "disk"):
+    may_recompute = args.offload == "recompute" or (args.offload is None and uses_coordinates(args))
+    if args.grad_dtype != "float32" and may_recompute:
         raise UserError(f"--grad_dtype {args.grad_dtype} needs stored gradients: --offload none, cpu or disk")
     if args.proj_type == "sjlt" and args.min_m < args.sjlt_sparsity:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} needs --min_m of at least that, got {args.min_m}")
     if args.proj_type != "sjlt" and args.sjlt_sparsity != 1:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} is for --proj_type sjlt, got {args.proj_type}")
+
+
+def uses_coordinates(args: argparse.Namespace) -> bool:
+    """Whether sketches are drawn of coordinates in an orthonormal basis: the law must be rotation invariant."""
+    return args.proj_type == "normal" and not args.explicit_projection
 
 
 def choose_device(name: str | None) -> torch.device:

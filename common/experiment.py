@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from common.arguments import choose_device, projection_dimensions, ridge_grid
+from common.arguments import choose_device, projection_dimensions, ridge_grid, uses_coordinates
 from common.benchmark import TrainedModel, check_ground_truth, load_trained_model
 from common.cache import Cache
 from common.column_sample import ColumnSample, sample_columns
@@ -91,10 +91,17 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
 
     parts, query_rows, query_samples = _choose_queries(workload, query_kind, args.num_test_grads, args.seed)
     with run.phase("plan"):
-        offload = args.offload if args.offload or _uses_coordinates(args) else "cpu"
-        dtype = DTYPES[args.grad_dtype]
-        named = query_samples if query_kind == "test" else None
-        plan = plan_gradients(workload, trained.model, parts, args.batch_size, offload, dtype, device, named)
+        plan = plan_gradients(
+            workload,
+            trained.model,
+            parts,
+            args.batch_size,
+            args.offload,
+            DTYPES[args.grad_dtype],
+            device,
+            last_samples=query_samples if query_kind == "test" else None,
+            prefer_stored=not uses_coordinates(args),
+        )
         cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
     gradients = LazyGradients(run, cache)
     geometry = _find_geometry(run, cache, gradients, query_rows)
@@ -137,7 +144,7 @@ def make_sketcher(
     args: argparse.Namespace, prepared: Prepared, vectors: Tensor, smallest_ridge: float
 ) -> CoordinateSketcher | ExplicitSketcher:
     """Return the sketcher of the options; `vectors` (v, N) weigh the unit rows, see common/sketching.py."""
-    if _uses_coordinates(args):
+    if uses_coordinates(args):
         return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, args.seed)
     projector = make_projector(args.proj_type, args.seed, args.sjlt_sparsity)
     gradients = prepared.gradients.get(prepared.geometry.norms)
@@ -151,11 +158,6 @@ def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> Colu
     gradients = prepared.gradients.get(prepared.geometry.norms)
     with run.phase("column sample"):
         return sample_columns(gradients, prepared.geometry, args.seed)
-
-
-def _uses_coordinates(args: argparse.Namespace) -> bool:
-    """Whether sketches are drawn of coordinates in an orthonormal basis: the law must be rotation invariant."""
-    return args.proj_type == "normal" and not args.explicit_projection
 
 
 def _load_model(args: argparse.Namespace, run: Run, device: torch.device) -> tuple[Workload, TrainedModel]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Protocol
 
 import torch
@@ -25,6 +25,8 @@ from common.layer_layout import layer_layout
 from common.records import Examples, Workload
 
 BLOCK_BYTES = 2**26
+LARGEST_IN_RAM = 2**32
+"""Bytes up to which gradients are stored in RAM where nobody says otherwise."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -176,18 +178,23 @@ def plan_gradients(
     dtype: torch.dtype,
     device: torch.device,
     last_samples: Tensor | None = None,
+    prefer_stored: bool = False,
 ) -> GradientPlan:
     """Return how to compute the gradients of workload.loss at every sample of every part; see `GradientPlan`.
 
     Batch norm and dropout are in eval mode, so each row is the gradient of one sample's loss alone. Where every layer
     is supported (common/layer_layout.py) rows come from one batched backward pass, else from torch.func.vmap of grad.
-    `offload` None stands for recompute where every layer is supported, else for cpu.
+    `offload` None stands for recompute where every layer is supported and not `prefer_stored`, else for cpu, or disk
+    from 4 GiB on.
     """
     examples = Examples(torch.cat([part.inputs for _, part in parts]), torch.cat([part.targets for _, part in parts]))
     layout = layer_layout(model, workload.loss, examples)
-    if offload is None:
-        offload = "cpu" if layout.unsupported else "recompute"
-    return GradientPlan(workload, model, parts, examples, layout, batch_size, offload, dtype, device, last_samples)
+    plan = GradientPlan(workload, model, parts, examples, layout, batch_size, offload, dtype, device, last_samples)
+    if offload is not None:
+        return plan
+    if not layout.unsupported and not prefer_stored:
+        return replace(plan, offload="recompute")
+    return replace(plan, offload="cpu" if plan.num_bytes <= LARGEST_IN_RAM else "disk")
 
 
 def compute_gradients(plan: GradientPlan, norms: Tensor | None = None) -> Gradients:

@@ -90,6 +90,22 @@ def test_every_row_is_the_gradient_that_one_backward_pass_gives(name, offload, t
     torch.testing.assert_close(found.norms, expected.norm(dim=1), rtol=FLOAT32, atol=0)
 
 
+def test_without_a_wish_gradients_are_recomputed_or_stored_in_ram_or_on_disk_by_their_size(monkeypatch):
+    workload, model = tiny_workload(loss=cross_entropy), trained(dropout_perceptron)
+    parts = [("training", workload.train)]
+
+    def chosen(**wish):
+        return plan_gradients(workload, model, parts, 7, None, torch.float32, CPU, **wish)
+
+    assert chosen().offload == "recompute"
+    plan = chosen(prefer_stored=True)
+    assert plan.offload == "cpu"
+    monkeypatch.setattr(gradients_module, "LARGEST_IN_RAM", plan.num_bytes)
+    assert chosen(prefer_stored=True).offload == "cpu"
+    monkeypatch.setattr(gradients_module, "LARGEST_IN_RAM", plan.num_bytes - 1)
+    assert chosen(prefer_stored=True).offload == "disk"
+
+
 @pytest.mark.parametrize("offload", [*STORED, "recompute"])
 def test_the_gram_matrix_is_that_of_the_unit_rows(offload, tmp_path, monkeypatch):
     model = trained(dropout_perceptron)
