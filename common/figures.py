@@ -52,7 +52,7 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, 
         ratios.set(
             xscale="log", xlabel="$m / d_λ$", ylabel="mean of $\\tilde φ_λ / φ_λ$", title="Bias of self-influence"
         )
-        ratios.legend(title="λ", ncols=2, loc="upper left")
+        ratios.legend(title="λ", ncols=2, loc="center left")
         _draw_spectrum(spectrum, geometry)
         _draw_effective_dimension(dimensions, geometry, table)
         figure.suptitle(
