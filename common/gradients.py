@@ -25,6 +25,8 @@ from common.layer_layout import layer_layout
 from common.records import Examples, Workload
 
 BLOCK_BYTES = 2**26
+BATCH_BYTES = 2**29
+"""What the float32 gradients of one batch take at most, unless one sample takes more."""
 LARGEST_IN_RAM = 2**32
 """Bytes up to which gradients are stored in RAM where nobody says otherwise."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -74,11 +76,10 @@ class StoredGradients:
 
     def write(self, start: int, gradients: Tensor) -> None:
         """Store (B, d) gradients as rows start, start + 1, ..."""
-        rows = slice(start, start + len(gradients))
-        norms = gradients.double().norm(dim=1)
-        self.norms[rows] = norms
-        scale = self.num_columns**0.5 * _inverse(norms)
-        self._rows.write(start, gradients.double() * scale[:, None])
+        for row, gradient in enumerate(gradients, start):
+            exact = gradient.double()
+            self.norms[row] = exact.norm()
+            self._rows.write(row, exact[None] * (self.num_columns**0.5 * _inverse(self.norms[row])))
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
@@ -229,8 +230,9 @@ def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
     if not plan.layout.unsupported:
         compute = compute_by_layers(plan.workload, plan.model, plan.layout)
     with tqdm(total=plan.num_rows, desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False) as bar:
-        for start in range(0, plan.num_rows, plan.batch_size):
-            batch = plan.examples.subset(slice(start, start + plan.batch_size))
+        size = max(1, min(plan.batch_size, BATCH_BYTES // (4 * plan.num_columns)))
+        for start in range(0, plan.num_rows, size):
+            batch = plan.examples.subset(slice(start, start + size))
             gradients.write(start, compute(batch.inputs.to(plan.device), batch.targets.to(plan.device)))
             bar.update(len(batch))
     _check_norms(gradients.norms, plan)
