@@ -106,6 +106,23 @@ def test_without_a_wish_gradients_are_recomputed_or_stored_in_ram_or_on_disk_by_
     assert chosen(prefer_stored=True).offload == "disk"
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_batches_of_large_gradients_are_cut_to_the_memory_they_may_take(samples, tmp_path, monkeypatch):
+    model, sizes = trained(dropout_perceptron), []
+
+    def loss(outputs, targets):
+        sizes.append(len(outputs))
+        return cross_entropy(outputs, targets)
+
+    num_columns = sum(p.numel() for p in model.parameters())
+    whole = extract(model, tmp_path, "cpu")
+    monkeypatch.setattr(gradients_module, "BATCH_BYTES", 4 * num_columns * samples)
+    cut = extract(model, tmp_path, "cpu", loss=loss)
+    assert sizes.count(samples) >= whole.num_rows // 3
+    assert max(sizes) <= 3
+    torch.testing.assert_close(cut.norms, whole.norms, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("offload", [*STORED, "recompute"])
 def test_the_gram_matrix_is_that_of_the_unit_rows(offload, tmp_path, monkeypatch):
     model = trained(dropout_perceptron)
