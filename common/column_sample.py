@@ -48,7 +48,9 @@ def sample_columns(gradients: Gradients, geometry: Geometry, seed: int) -> Colum
         inside = chosen[(chosen >= start) & (chosen < start + block.shape[1])] - start
         parts.append(block[:, inside.to(block.device)].double())
     energies = _basis(geometry, torch.cat(parts, dim=1)).square()
-    return group(d, geometry.eigenvalues, energies, geometry.queries.square().mean(0))
+    # closed forms are computed on the CPU
+    query_squares = geometry.queries.square().mean(0)
+    return group(d, geometry.eigenvalues.cpu(), energies.cpu(), query_squares.cpu())
 
 
 def group(num_columns: int, eigenvalues: Tensor, energies: Tensor, query_squares: Tensor) -> ColumnSample:
