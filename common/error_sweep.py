@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.cells import Cells
 from common.geometry import Geometry
-from common.influence import SketchedProblem, exact_self_influence, whitened_or_nan
+from common.influence import SketchedProblem, exact_self_influence, sketched_self_influence
 from common.metrics import error_statistics
 from common.theory import predict_self_influence, predict_self_influence_at
 
@@ -33,11 +33,11 @@ def measure(
     for ridge, d_lambda, corrected, exact in zip(*columns, strict=True):
         row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": _ratio(m, d_lambda)}
         row["num_queries"] = len(exact)
-        row |= dataclasses.asdict(error_statistics(_ratios(problem, ridge, exact)))
+        row |= dataclasses.asdict(error_statistics(sketched_self_influence(problem, ridge) / exact))
         if cells.ridge_correction:
             row["corrected_lambda"] = corrected
             if not math.isnan(corrected):
-                statistics = error_statistics(_ratios(problem, corrected, exact))
+                statistics = error_statistics(sketched_self_influence(problem, corrected) / exact)
                 row |= {f"corrected_{name}": value for name, value in dataclasses.asdict(statistics).items()}
         rows.append(row)
     return rows
@@ -101,10 +101,6 @@ def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: i
             "d_lambda_over_eps_squared": [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions],
         }
     ).astype({"m": "Int64", "m_ridge_corrected": "Int64"})
-
-
-def _ratios(problem: SketchedProblem, ridge: float, exact: Tensor) -> Tensor:
-    return whitened_or_nan(problem, ridge).square().sum(1) / exact
 
 
 def _ratio(m: int, d_lambda: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PANEL_ROWS = 512
+PANEL_ROWS = 256
 
 
 def panels(n: int) -> Iterator[tuple[slice, slice]]:

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.cholesky import factor_with_ridge, whiten
 from common.geometry import coordinates, resolved_ridge
-from common.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid
+from common.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle
 from common.projectors import make_generator
 
-# Eigenvalues of F below this multiple of λ are left out of the solve; it bounds the relative change of every score.
-NEGLIGIBLE = 1e-9
+# Small eigenvalues of F may change a score by this much, relatively: at most this multiple of λ, they are left out of
+# PFPᵀ; at most √(half of it) λ, they are eliminated to first order, where what is left out is twice their square.
+NEGLIGIBLE = 1e-8
+WEAK = (NEGLIGIBLE / 2) ** 0.5
 
 
 def exact_self_influence(eigenvalues: Tensor, queries: Tensor, ridge: float) -> Tensor:
@@ -51,19 +54,30 @@ class SketchedProblem:
         trace = self.fisher.diagonal().sum().item()
         if not ridge >= resolved_ridge(trace):
             raise torch.linalg.LinAlgError(f"λ = {ridge:g} is below the rounding of PFPᵀ, whose trace is {trace:g}")
-        size = len(self.fisher)
-        if self.leading_eigenvalues is not None:
-            size = int((self.leading_eigenvalues > NEGLIGIBLE * ridge).sum())
-        system = self.fisher[:size, :size].clone()
-        system.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(system)
-        inside = torch.linalg.solve_triangular(factor, self.vectors[:, :size].T, upper=False).T
-        return torch.cat([inside, self.vectors[:, size:] / ridge**0.5], dim=1)
+        strong, used = self._block_sizes(ridge)
+        vectors = self.vectors if strong == used else self._without_weak(strong, used, ridge)
+        factor = factor_with_ridge(self.fisher[:strong, :strong], ridge)
+        return torch.cat([whiten(factor, vectors[:, :strong]), vectors[:, strong:] / ridge**0.5], dim=1)
 
+    def _block_sizes(self, ridge: float) -> tuple[int, int]:
+        if self.leading_eigenvalues is None:
+            return len(self.fisher), len(self.fisher)
+        relative = self.leading_eigenvalues / ridge
+        return int((relative > WEAK).sum()), int((relative > NEGLIGIBLE).sum())
 
-def sketched_self_influence(problem: SketchedProblem, ridge: float) -> Tensor:
-    """Return the (v,) values φ̃_λ of all vectors of `problem`."""
-    return problem.whitened(ridge).square().sum(1)
+    def _without_weak(self, strong: int, used: int, ridge: float) -> Tensor:
+        """Return `vectors` after block elimination of the weak coordinates w from the strong ones s.
+
+        x_s − M_sw x_w/λ and (I − M_ww/2λ) x_w with M = PFPᵀ: what is missing is of second order in M_ww/λ and M_sw/λ.
+        """
+        weak = slice(strong, used)
+        own = self.fisher[weak, weak].clone()
+        mirror_lower_triangle(own)
+        scaled = self.vectors[:, weak] / ridge
+        eliminated = self.vectors.clone()
+        eliminated[:, weak].addmm_(scaled, own, alpha=-0.5)
+        eliminated[:, :strong].addmm_(scaled, self.fisher[weak, :strong], alpha=-1)
+        return eliminated
 
 
 def whitened_or_nan(problem: SketchedProblem, ridge: float) -> Tensor:
@@ -72,6 +86,11 @@ def whitened_or_nan(problem: SketchedProblem, ridge: float) -> Tensor:
         return problem.whitened(ridge)
     except torch.linalg.LinAlgError:
         return problem.vectors.new_full((len(problem.vectors), 1), torch.nan)
+
+
+def sketched_self_influence(problem: SketchedProblem, ridge: float) -> Tensor:
+    """Return the (v,) values φ̃_λ of all vectors of `problem`; NaN where λ is below the rounding of PFPᵀ."""
+    return whitened_or_nan(problem, ridge).square().sum(1)
 
 
 def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, vectors: Tensor) -> SketchedProblem:
@@ -126,23 +145,24 @@ class GaussianCoordinateSketch:
         used = int((eigenvalues > NEGLIGIBLE * smallest_ridge).sum())
         self.eigenvalues = eigenvalues[:used]
         generator = make_generator(eigenvalues.device, seed, trial)
-        self.upper = torch.randn(
+        upper = torch.randn(
             self.rank, self.rank, generator=generator, dtype=torch.float64, device=eigenvalues.device
         ).triu_(1)
-        self.upper_vectors = vectors @ self.upper.T
-        self.upper_fisher = gram_of_upper_trapezoid(self.upper[:used, :used] * self.eigenvalues.sqrt())
+        self.upper_vectors = vectors @ upper.T
+        scaled = upper[:used, :used].mul_(self.eigenvalues.sqrt())
+        self.upper_fisher = gram_of_upper_trapezoid(scaled)
         # (D S Nᵀ) below the diagonal, without its factor D
-        self.cross = self.upper[:used, :used].T * self.eigenvalues[:, None]
+        self.cross = scaled.mul_(self.eigenvalues.sqrt()).T.contiguous()
 
     def problem(self, m: int) -> SketchedProblem:
         """Return the sketched problem of size m."""
         rows = min(m, self.rank)
         chi = np.random.default_rng([self.seed, self.trial, m]).chisquare(m - np.arange(rows)) ** 0.5
-        diagonal = torch.from_numpy(chi).to(self.upper.device)
+        diagonal = torch.from_numpy(chi).to(self.cross.device)
         used = min(rows, len(self.eigenvalues))
-        fisher = self.upper_fisher[:used, :used] + diagonal[:used, None] * self.cross[:used, :used]
+        fisher = torch.addcmul(self.upper_fisher[:used, :used], diagonal[:used, None], self.cross[:used, :used])
         fisher.diagonal().add_(diagonal[:used].square() * self.eigenvalues[:used])
-        vectors = self.upper_vectors[:, :rows] + diagonal * self.coordinates[:, :rows]
+        vectors = torch.addcmul(self.upper_vectors[:, :rows], diagonal, self.coordinates[:, :rows])
         # a Gaussian block of r columns has squared norm about (√m + √r)²
         growth = (1 + (self.rank / m) ** 0.5) ** 2
-        return SketchedProblem(fisher / m, vectors / m**0.5, growth * self.eigenvalues[:used])
+        return SketchedProblem(fisher.div_(m), vectors.div_(m**0.5), growth * self.eigenvalues[:used])
