@@ -15,7 +15,6 @@ from torch import Tensor
 from common.cholesky import factor_with_ridge, whiten
 from common.geometry import coordinates, resolved_ridge
 from common.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle
-from common.projectors import make_generator
 
 # Small eigenvalues of F may change a score by this much, relatively: at most this multiple of λ, they are left out of
 # PFPᵀ; at most √(half of it) λ, they are eliminated to first order, where what is left out is twice their square.
@@ -144,10 +143,7 @@ class GaussianCoordinateSketch:
         self.rank = len(eigenvalues)
         used = int((eigenvalues > NEGLIGIBLE * smallest_ridge).sum())
         self.eigenvalues = eigenvalues[:used]
-        generator = make_generator(eigenvalues.device, seed, trial)
-        upper = torch.randn(
-            self.rank, self.rank, generator=generator, dtype=torch.float64, device=eigenvalues.device
-        ).triu_(1)
+        upper = _strictly_upper_gaussian(self.rank, seed, trial).to(eigenvalues.device)
         self.upper_vectors = vectors @ upper.T
         scaled = upper[:used, :used].mul_(self.eigenvalues.sqrt())
         self.upper_fisher = gram_of_upper_trapezoid(scaled)
@@ -166,3 +162,12 @@ class GaussianCoordinateSketch:
         # a Gaussian block of r columns has squared norm about (√m + √r)²
         growth = (1 + (self.rank / m) ** 0.5) ** 2
         return SketchedProblem(fisher.div_(m), vectors.div_(m**0.5), growth * self.eigenvalues[:used])
+
+
+def _strictly_upper_gaussian(size: int, seed: int, trial: int) -> Tensor:
+    """Return the (size, size) float64 N, drawn row by row: half the draws of a square, the same on every device."""
+    generator = np.random.default_rng([seed, trial])
+    upper = np.zeros((size, size))
+    for row in range(size - 1):
+        generator.standard_normal(out=upper[row, row + 1 :])
+    return torch.from_numpy(upper)
