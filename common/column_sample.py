@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.geometry import Geometry
-from common.gradients import Gradients
+from common.gradient_rows import Gradients
 from common.projectors import make_generator
 
 NUM_SAMPLED = 1024

@@ -14,7 +14,8 @@ from common.cache import Cache
 from common.column_sample import ColumnSample, sample_columns
 from common.errors import UserError
 from common.geometry import RESOLUTION, Geometry, build_geometry, effective_dimension, resolved_ridge
-from common.gradients import DTYPES, Gradients, plan_gradients
+from common.gradient_rows import Gradients
+from common.gradients import DTYPES, plan_gradients
 from common.projectors import make_generator, make_projector
 from common.published import load_published_benchmark
 from common.records import Dataset, Workload

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.geometry import Geometry, build_geometry
-from common.gradients import RecomputedGradients
+from common.gradient_rows import RecomputedGradients
 from common.influence import exact_self_influence
 from common.layer_gradients import LayerwiseGradients
 from common.layer_layout import layer_layout

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.gradients import Gradients
+from common.gradient_rows import Gradients
 
 try:
     from sjlt import SJLTProjection  # CUDA kernel; requirements-cuda.txt

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.geometry import Geometry
-from common.gradients import Gradients
+from common.gradient_rows import Gradients
 from common.influence import GaussianCoordinateSketch, SketchedProblem, problem_from_projection
 from common.projectors import Projector
 

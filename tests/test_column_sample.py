@@ -7,7 +7,7 @@ import torch
 
 from common.column_sample import LOG_WIDTH, NUM_SAMPLED, group, sample_columns
 from common.geometry import build_geometry
-from common.gradients import StoredGradients
+from common.gradient_rows import StoredGradients
 from tests.reference import generator
 
 N, K = 12, 5
