@@ -72,6 +72,10 @@ class Prepared:
     effective_dimensions: list[float]
     """d_λ for every λ."""
 
+    def rows(self) -> Gradients:
+        """Return the gradients, whose lengths the geometry knows: recomputed ones then need no Gram matrix again."""
+        return self.gradients.get(self.geometry.norms)
+
 
 def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     """Return a trained model's gradients and their geometry; every step is timed and recorded in config.json.
@@ -148,15 +152,14 @@ def make_sketcher(
     if uses_coordinates(args):
         return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, args.seed)
     projector = make_projector(args.proj_type, args.seed, args.sjlt_sparsity)
-    gradients = prepared.gradients.get(prepared.geometry.norms)
-    return ExplicitSketcher(gradients, projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
+    return ExplicitSketcher(prepared.rows(), projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
 
 
 def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> ColumnSample | None:
     """Return what the closed form of an SJLT with one entry a column needs besides the spectrum; else None."""
     if args.proj_type != "sjlt" or args.sjlt_sparsity != 1:
         return None
-    gradients = prepared.gradients.get(prepared.geometry.norms)
+    gradients = prepared.rows()
     with run.phase("column sample"):
         return sample_columns(gradients, prepared.geometry, args.seed)
 
