@@ -104,12 +104,8 @@ def record_rounding(args: argparse.Namespace, run: Run, prepared: Prepared, cell
     """Where gradients are stored in 16 bits, record and say what that does to the exact scores."""
     if args.grad_dtype == "float32":
         return
-    workload = prepared.workload
-    queries = workload.test.subset(prepared.query_samples if args.test_mode == "test" else slice(0))
     with run.phase("rounding of gradients"):
-        effect = grad_dtype.rounding_effect(
-            workload, prepared.model, prepared.geometry, queries, args.batch_size, cells.ridges
-        )
+        effect = grad_dtype.rounding_effect(prepared.plan, prepared.geometry, cells.ridges)
     run.record(grad_dtype_effect=effect)
     print(grad_dtype.describe(args.grad_dtype, effect))
 

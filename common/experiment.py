@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.arguments import choose_device, projection_dimensions, ridge_grid, uses_coordinates
 from common.benchmark import TrainedModel, check_ground_truth, load_trained_model
@@ -15,7 +15,7 @@ from common.column_sample import ColumnSample, sample_columns
 from common.errors import UserError
 from common.geometry import RESOLUTION, Geometry, build_geometry, effective_dimension, resolved_ridge
 from common.gradient_rows import Gradients
-from common.gradients import DTYPES, plan_gradients
+from common.gradients import DTYPES, GradientPlan, plan_gradients
 from common.projectors import make_generator, make_projector
 from common.published import load_published_benchmark
 from common.records import Dataset, Workload
@@ -49,8 +49,8 @@ class Prepared:
 
     workload: Workload
     """Data, model factory, loss, recipe."""
-    model: nn.Module
-    """The checkpoint, in eval mode, on `device`."""
+    plan: GradientPlan
+    """Which gradients of which checkpoint, and how they are computed."""
     device: torch.device
     """Where gradients, geometry and sketches are computed."""
     num_parameters: int
@@ -131,7 +131,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
     return Prepared(
         workload=workload,
-        model=trained.model,
+        plan=plan,
         device=device,
         num_parameters=num_parameters,
         gradients=gradients,

@@ -5,51 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
 from common.geometry import Geometry, build_geometry
 from common.gradient_rows import RecomputedGradients
+from common.gradients import GradientPlan
 from common.influence import exact_self_influence
 from common.layer_gradients import LayerwiseGradients
-from common.layer_layout import layer_layout
 from common.metrics import error_statistics
-from common.records import Examples, Workload
 
 NOTICEABLE = 0.01
 
 
-def rounding_effect(
-    workload: Workload,
-    model: nn.Module,
-    geometry: Geometry,
-    queries: Examples,
-    batch_size: int,
-    ridges: Sequence[float],
-) -> list[dict] | None:
+def rounding_effect(plan: GradientPlan, geometry: Geometry, ridges: Sequence[float]) -> list[dict] | None:
     """Return one row a λ: quantiles over the queries of |φ_λ(stored gradients) / φ_λ(unrounded gradients) − 1|.
 
     The unrounded Gram matrix is computed layer by layer; nothing of size d is stored. None where some layer is not
     supported by that route.
 
     Args:
-        workload: gives the training samples and the loss.
-        model: the checkpoint, in eval mode.
+        plan: which gradients are stored.
         geometry: of the stored gradients.
-        queries: the samples of the rows behind the training rows; empty where queries are training samples.
-        batch_size: samples per batch.
         ridges: λ.
 
     Returns:
         Rows with `lambda`, `median`, `quantile_95`, `max` (None where no ratio is finite) and `num_bad`, the number
         of queries without a finite ratio.
     """
-    train = workload.train
-    samples = Examples(torch.cat([train.inputs, queries.inputs]), torch.cat([train.targets, queries.targets]))
-    layout = layer_layout(model, workload.loss, samples)
-    if layout.unsupported:
+    if plan.layout.unsupported:
         return None
-    unrounded = RecomputedGradients(LayerwiseGradients(model, workload.loss, samples, batch_size, layout=layout))
+    unrounded = RecomputedGradients(
+        LayerwiseGradients(plan.model, plan.workload.loss, plan.examples, plan.batch_size, layout=plan.layout)
+    )
     reference = build_geometry(unrounded.unit_gram(), unrounded.norms, geometry.num_train, geometry.query_rows)
     return [_row(geometry, reference, ridge) for ridge in ridges]
 

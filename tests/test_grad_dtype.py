@@ -2,46 +2,36 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from common.geometry import build_geometry
 from common.grad_dtype import describe, rounding_effect
 from common.gradients import compute_gradients, plan_gradients
 from common.losses import cross_entropy
 from tests import reference
+from tests.gradient_cases import CPU, Scaled
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import dropout_perceptron, tiny_workload
 
 RIDGES = [1e-8, 1e-4, 1.0]
 
 
-class Scaled(nn.Module):
-    """A parameter of the model itself: no layer that the layerwise route knows."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(5))
-        self.out = nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.out(x * self.scale)
-
-
 def effect_of(dtype, kind="test", make_model=dropout_perceptron):
-    """Return the effect of storing in `dtype`, and what goes into it: workload, model and geometry."""
+    """Return the effect of storing in `dtype`, and the workload and model whose gradients are stored."""
     torch.manual_seed(0)
     workload, model = tiny_workload(loss=cross_entropy), make_model().eval()
-    train, test = workload.train, workload.test.subset(slice(0 if kind == "self" else 7))
-    parts = [("training", train), ("test", test)]
-    stored = compute_gradients(plan_gradients(workload, model, parts, 7, "cpu", dtype, torch.device("cpu")))
-    queries = torch.arange(7) if kind == "self" else torch.arange(len(train), len(train) + 7)
-    geometry = build_geometry(stored.unit_gram(), stored.norms, len(train), queries)
-    return rounding_effect(workload, model, geometry, test, 7, RIDGES), workload, model, geometry
+    n, parts = len(workload.train), [("training", workload.train)]
+    if kind == "test":
+        parts.append(("test", workload.test.subset(slice(7))))
+    plan = plan_gradients(workload, model, parts, 7, "cpu", dtype, CPU)
+    stored = compute_gradients(plan)
+    queries = torch.arange(7) if kind == "self" else torch.arange(n, n + 7)
+    geometry = build_geometry(stored.unit_gram(), stored.norms, n, queries)
+    return rounding_effect(plan, geometry, RIDGES), workload, model
 
 
 @pytest.mark.parametrize("kind", ["self", "test"])
 def test_the_effect_is_the_change_of_dense_scores_when_every_gradient_is_rounded(kind):
-    effect, workload, model, _ = effect_of(torch.bfloat16, kind)
+    effect, workload, model = effect_of(torch.bfloat16, kind)
     train = one_by_one_gradients(model, workload.loss, workload.train.inputs, workload.train.targets)
     part = workload.train if kind == "self" else workload.test
     queries = one_by_one_gradients(model, workload.loss, part.inputs[:7], part.targets[:7])
@@ -86,9 +76,10 @@ def test_a_query_without_gradient_is_counted():
     workload, model = tiny_workload(loss=loss), dropout_perceptron().eval()
     first = workload.train.targets[0]
     parts = [("training", workload.train)]
-    stored = compute_gradients(plan_gradients(workload, model, parts, 7, "cpu", torch.float16, torch.device("cpu")))
+    plan = plan_gradients(workload, model, parts, 7, "cpu", torch.float16, CPU)
+    stored = compute_gradients(plan)
     geometry = build_geometry(stored.unit_gram(), stored.norms, len(workload.train), torch.tensor([0]))
-    (row,) = rounding_effect(workload, model, geometry, workload.test.subset(slice(0)), 7, [1e-4])
+    (row,) = rounding_effect(plan, geometry, [1e-4])
     assert row == {"lambda": 1e-4, "median": None, "quantile_95": None, "max": None, "num_bad": 1}
     assert "λ = 0.0001 to 0.0001" in describe("float16", [row])
 
