@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -25,7 +24,16 @@ from tqdm import tqdm
 
 from common.arguments import workload_name
 from common.errors import UserError
-from common.storage import first_difference, make_folder, uninterrupted, write_atomically, write_json, writing_to
+from common.storage import (
+    first_difference,
+    make_folder,
+    open_lock,
+    take_lock,
+    uninterrupted,
+    write_atomically,
+    write_json,
+    writing_to,
+)
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "dattri", "scikit-learn", "mlxtend", "tqdm")
 # options that say where and how, not what: they do not change the numbers, so they do not name the folder
@@ -82,23 +90,31 @@ class Run:
         """Finish the run, or remove what a failed one has written."""
         if kind is None:
             self.finish()
-        elif not (self.folder / UNITS).exists():
+        else:
+            self._clear()
+        self._release()
+
+    def _clear(self) -> None:
+        """Remove what a failed run has written, unless it holds units to continue from."""
+        if not (self.folder / UNITS).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # results of an earlier run stay
                 self.results.rmdir()
-        self._release()
 
     def _take_folder(self) -> weakref.finalize:
         """Lock the folder; return what frees it. The kernel does when this process ends, however it ends."""
-        with writing_to(self.folder):
-            lock = os.open(self.folder / LOCK, os.O_CREAT | os.O_RDWR)
+        path = self.folder / LOCK
+        lock = open_lock(path)
         release = weakref.finalize(self, os.close, lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            taken = take_lock(lock, path, wait=False)
+        except UserError:
+            self._clear()
+            raise
+        if not taken:
             raise UserError(
                 f"{self.results}: another process is writing there; wait for it, or choose another --output_dir"
-            ) from error
+            )
         return release
 
     @contextmanager

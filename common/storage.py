@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from common.errors import UserError
@@ -219,18 +219,14 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     names the owner's host and process id for those who wait. Leftovers of killed writers are removed on entry.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or files in it cannot be locked.
     """
-    make_folder(folder)
-    path = folder / ".lock"
-    with writing_to(folder):
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{folder}: waiting for {_owner(path)}, which is using it", file=sys.stderr)
-            lock.acquire()
+    path = make_folder(folder) / ".lock"
+    lock = open_lock(path)
     try:
+        if not take_lock(lock, path, wait=False):
+            print(f"{folder}: waiting for {_owner(path)}, which is using it", file=sys.stderr)
+            take_lock(lock, path, wait=True)
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         for leftover in folder.rglob(f".*{_PARTIAL}"):
@@ -238,7 +234,35 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
                 leftover.unlink()
         yield
     finally:
-        lock.release()
+        os.close(lock)
+
+
+def open_lock(path: Path) -> int:
+    """Return a descriptor of the lock file `path`, created when it is missing; closing it frees the lock.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    with writing_to(path.parent):
+        return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+
+
+def take_lock(lock: int, path: Path, *, wait: bool) -> bool:
+    """Lock what `open_lock` has opened at `path`; where another process holds it, wait, or else return False.
+
+    Raises:
+        UserError: the file system cannot lock files.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        line = f"cannot lock files in {path.parent}: {error.strerror}; choose a folder on a local disk"
+        raise UserError(line) from error
+    return True
 
 
 def _owner(lock_path: Path) -> str:

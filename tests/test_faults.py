@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -136,6 +138,43 @@ def test_a_disk_that_fills_up_while_a_table_is_written_leaves_earlier_results(sc
     assert_one_line(errors, "no space left in", str(results))
     assert contents(results) == before
     assert not (results / "unfinished").exists()
+
+
+# --- file systems without locks -----------------------------------------------------------------------------
+
+
+@contextmanager
+def no_locks_below(folder: Path, code: int = errno.ENOLCK):
+    """Refuse locks of files below `folder` the way its file system would."""
+    flock = fcntl.flock
+
+    def refuse(descriptor, operation):
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+            raise OSError(code, os.strerror(code))
+        flock(descriptor, operation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        yield
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize(("name", "options"), [("output", ()), ("cache", ("--offload", "disk")), ("benchmarks", ())])
+def test_a_file_system_without_locks_is_one_line_that_says_where_to_go(scripts, name, options, code):
+    with no_locks_below(scripts.folder / name, code):
+        status, _, errors = scripts.run("spectrum_bounds", *options)
+    assert status == 2
+    assert_one_line(errors, f"cannot lock files in {scripts.folder / name}", "choose a folder on a local disk")
+    assert list((scripts.folder / "output").glob("*/*")) == []
+
+
+def test_a_geometry_that_cannot_be_locked_is_not_kept_and_the_run_goes_on(scripts):
+    with no_locks_below(scripts.folder / "cache"):
+        status, _, errors = scripts.run("spectrum_bounds")
+    assert status == 0
+    assert errors.count("\n") == 1
+    assert errors.startswith("geometry: not kept in ")
+    assert "cannot lock files in " in errors
 
 
 # --- kills and Ctrl-C ---------------------------------------------------------------------------------------

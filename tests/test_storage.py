@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -225,6 +226,29 @@ def test_a_lock_is_free_when_its_owner_was_killed_and_leftovers_are_removed(tmp_
     with exclusive_lock(tmp_path):
         assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()
         assert not leftover.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line_that_says_where_to_go(tmp_path, code, monkeypatch):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    descriptors = len(os.listdir("/dev/fd"))
+    with pytest.raises(UserError) as caught, exclusive_lock(tmp_path):
+        pass
+    line = f"cannot lock files in {tmp_path}: {os.strerror(code)}; choose a folder on a local disk"
+    assert str(caught.value) == line
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_a_lock_that_fails_for_another_reason_is_not_hidden(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), exclusive_lock(tmp_path):
+        pass
 
 
 def test_processes_take_turns(tmp_path):
