@@ -67,9 +67,10 @@ def load_trained_model(
     folder = workload_folder(workload, benchmark_dir)
     path = folder / "models_full" / "0" / "model_weights_0.pt"
     manifest = path.parent / "manifest.json"
-    if storage.mismatch(manifest, made_by) is not None:
+    # no lock to read: a finished benchmark may lie in a folder that only others can write
+    if not storage.reusable(manifest, made_by):
         with storage.exclusive_lock(_root(folder)):
-            if not storage.reusable(manifest, made_by):
+            if storage.mismatch(manifest, made_by) is not None:
                 storage.unseal(manifest)
                 everything = torch.arange(len(workload.train))
                 model = training.train_model(workload, everything, SEED, device, progress=progress)

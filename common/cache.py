@@ -30,7 +30,8 @@ from common.provenance import describe, key
 class Cache:
     """What earlier runs of one gradient plan have left, and this one leaves.
 
-    One process at a time makes gradients or geometry; another one that needs the same waits, and uses them.
+    One process at a time makes gradients or geometry; another one that needs the same waits, and uses them. A folder
+    that can only be read serves where all that is needed is there.
     """
 
     def __init__(self, cache_dir: Path, plan: GradientPlan, checkpoint: str, workload_file: Path | None = None):
@@ -40,20 +41,17 @@ class Cache:
 
     @contextmanager
     def geometry_lock(self) -> Iterator[bool]:
-        """Hold the geometry for this process; yield whether it can be kept, after one line where it cannot.
+        """Hold the geometry for this process; yield whether it can be read or kept, after one line where it cannot.
 
         Raises:
-            UserError: the folder cannot be written, and gradients are to be kept in it too.
+            UserError: the folder cannot be written, and gradients that are not there are to be kept in it too.
         """
-        with ExitStack() as stack:
-            usable = True
-            try:
-                stack.enter_context(storage.exclusive_lock(self._geometry_folder))
-            except (UserError, OSError) as error:
-                if self.plan.offload == "disk":
-                    raise
-                usable = False
-                self._say_not_kept(error)
+        with _held(self._geometry_folder) as refusal:
+            usable = refusal is None or storage.reusable(self._geometry_folder / "manifest.json", self.made_by)
+            if not usable:
+                if self.plan.offload == "disk" and storage.mismatch(self._gradients_manifest, self.made_by):
+                    raise refusal
+                self._say_not_kept(refusal)
             yield usable
 
     def read_geometry(self, query_rows: Tensor) -> Geometry | None:
@@ -88,11 +86,14 @@ class Cache:
         """
         if self.plan.offload != "disk":
             return compute_gradients(self.plan, norms), False
-        folder = self.folder / "gradients"
-        manifest, rows_path, norms_path = (folder / name for name in ("manifest.json", "rows.bin", "norms.pt"))
-        with storage.exclusive_lock(folder):
+        manifest = self._gradients_manifest
+        folder = manifest.parent
+        rows_path, norms_path = folder / "rows.bin", folder / "norms.pt"
+        with _held(folder) as refusal:
             reused = storage.reusable(manifest, self.made_by)
             if not reused:
+                if refusal is not None:
+                    raise refusal
                 with _renewed(manifest, self.made_by, [rows_path, norms_path]):
                     storage.write_tensors(norms_path, write_gradients(self.plan, rows_path))
             print(f"gradients: {'from' if reused else 'kept in'} {folder}")
@@ -101,6 +102,10 @@ class Cache:
     @property
     def _geometry_folder(self) -> Path:
         return self.folder / "geometry"
+
+    @property
+    def _gradients_manifest(self) -> Path:
+        return self.folder / "gradients" / "manifest.json"
 
     def _say_not_kept(self, error: Exception) -> None:
         print(f"geometry: not kept in {self._geometry_folder}, going on without ({error})", file=sys.stderr)
@@ -140,6 +145,18 @@ def open_gradients(plan: GradientPlan, path: Path, norms: Tensor) -> StoredGradi
     weakref.finalize(gradients, file.close)
     gradients.norms.copy_(norms)
     return gradients
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Exception | None]:
+    """Hold `folder` for this process; where that is refused, yield why: nothing can be written there, only read."""
+    with ExitStack() as stack:
+        refusal = None
+        try:
+            stack.enter_context(storage.exclusive_lock(folder))
+        except (UserError, OSError) as error:
+            refusal = error
+        yield refusal
 
 
 @contextmanager

@@ -200,16 +200,16 @@ def _load_workload(args: argparse.Namespace) -> Workload:
 
 def _find_geometry(run: Run, cache: Cache, gradients: LazyGradients, query_rows: Tensor) -> Geometry:
     """Return the geometry of an earlier run, or build and keep it."""
-    with cache.geometry_lock() as can_be_kept:
+    with cache.geometry_lock() as usable:
         with run.phase("geometry"):
-            geometry = cache.read_geometry(query_rows) if can_be_kept else None
+            geometry = cache.read_geometry(query_rows) if usable else None
         run.record(geometry_from_cache=geometry is not None, gradients_from_cache=None)
         if geometry is None:
             rows = gradients.get()
             with run.phase("geometry"):
                 num_train = len(cache.plan.parts[0][1])
                 geometry = build_geometry(rows.unit_gram(), rows.norms, num_train, query_rows)
-                if can_be_kept:
+                if usable:
                     cache.keep_geometry(geometry)
     return geometry
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -144,6 +146,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         load_trained_model(tiny_workload(), tmp_path / "file", "cpu")
     with pytest.raises(UserError, match="cannot write in"):
         load_ground_truth(tiny_workload(), tmp_path / "file", 2, "cpu")
+
+
+def test_what_lies_in_a_folder_that_cannot_be_locked_is_used_or_the_difference_named(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    model = load_trained_model(tiny_workload(), tmp_path, "cpu")
+    truth = load_ground_truth(tiny_workload(), tmp_path, 2, "cpu")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert load_trained_model(tiny_workload(), tmp_path, "cpu").fingerprint == model.fingerprint
+    assert torch.equal(load_ground_truth(tiny_workload(), tmp_path, 2, "cpu").losses, truth.losses)
+    capsys.readouterr()
+    with pytest.raises(UserError, match="cannot lock files in"):
+        load_trained_model(tiny_workload(loss=minus_cross_entropy), tmp_path, "cpu")
+    assert "made again, because initial_losses" in capsys.readouterr().err
 
 
 def test_subsets_are_random_halves_that_depend_on_their_number_only():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -317,19 +319,48 @@ def test_a_folder_that_cannot_be_written_stops_only_who_keeps_gradients_in_it(tm
             cache.gradients()
         assert capsys.readouterr().err == ""
         return
-    with cache.geometry_lock() as can_be_kept:
-        assert not can_be_kept
+    with cache.geometry_lock() as usable:
+        assert not usable
     err = capsys.readouterr().err
     assert "geometry: not kept in " in err
     assert str(tmp_path / "file") in err
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("kept", ["gradients", "geometry"])
+def test_what_lies_in_a_folder_that_cannot_be_locked_is_used_where_it_suffices(
+    tmp_path, kept, forbid_gradients, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    expected = make_cache(tmp_path, "disk").gradients()[0]
+    geometry = build(expected) if kept == "gradients" else keep_geometry(make_cache(tmp_path, "disk"))
+    if kept == "geometry":
+        shutil.rmtree(make_cache(tmp_path, "disk").folder / "gradients")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    forbid_gradients()
+    capsys.readouterr()
+    cache = make_cache(tmp_path, "disk")
+    with cache.geometry_lock() as usable:
+        assert usable == (kept == "geometry")
+        if usable:
+            assert_same_geometry(cache.read_geometry(QUERIES), geometry)
+    assert ("not kept in " in capsys.readouterr().err) == (kept == "gradients")
+    if kept == "gradients":
+        found, from_cache = cache.gradients()
+        assert from_cache
+        assert_same_gradients(found, expected)
+    else:
+        with pytest.raises(UserError, match="cannot lock files in"):
+            cache.gradients()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_one_line_and_the_run_goes_on(tmp_path, capsys):
     tmp_path.chmod(0o500)
-    with make_cache(tmp_path, "cpu").geometry_lock() as can_be_kept:
-        assert not can_be_kept
+    with make_cache(tmp_path, "cpu").geometry_lock() as usable:
+        assert not usable
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -367,7 +398,7 @@ def test_who_comes_second_waits_and_uses_what_the_first_has_made(tmp_path, expec
     cache = make_cache(tmp_path, "disk", loss=slow_loss)
     forbid_gradients()
     with start_writing(tmp_path) as process:
-        while process.poll() is None and not list(tmp_path.rglob(".lock")):
+        while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob(".lock")):
             time.sleep(0.001)
         found, from_cache = cache.gradients()
         out, err = process.communicate()

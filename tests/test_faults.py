@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,74 @@ def test_a_geometry_that_cannot_be_locked_is_not_kept_and_the_run_goes_on(script
     assert errors.count("\n") == 1
     assert errors.startswith("geometry: not kept in ")
     assert "cannot lock files in " in errors
+
+
+# --- folders that can only be read --------------------------------------------------------------------------
+
+MOUNT = 'mount -t tmpfs tmpfs "$2" && cp -a "$1/." "$2" && mount -o remount,ro "$2" && shift 2 && exec "$@"'
+
+
+def with_read_only_copy(source: Path, copy: Path, command: list[str]) -> subprocess.CompletedProcess:
+    """Run a command that sees what is in `source` in `copy` as well, on a file system mounted read-only."""
+    source.mkdir(exist_ok=True)
+    copy.mkdir(exist_ok=True)
+    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh", str(source), str(copy), *command]
+    return subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory):
+    """Skip where the kernel does not let this process mount a file system in a namespace of its own."""
+    folder = tmp_path_factory.mktemp("mounts")
+    if shutil.which("unshare") is None:
+        pytest.skip("mounting needs the command unshare")
+    process = with_read_only_copy(folder / "source", folder / "copy", ["sh", "-c", f"! touch {folder}/copy/file"])
+    if process.returncode != 0:
+        pytest.skip(f"no mounts here: {process.stderr}")
+
+
+@pytest.mark.usefixtures("mounts")
+@pytest.mark.parametrize(("name", "options"), [("output", ()), ("cache", ("--offload", "disk")), ("benchmark", ())])
+def test_a_read_only_folder_that_must_be_written_is_one_line(scripts, name, options):
+    folder = scripts.folder / "read_only"
+    words = scripts.words("spectrum_bounds", f"--{name}_dir={folder}", *options)
+    process = with_read_only_copy(scripts.folder / "empty", folder, [sys.executable, *words])
+    assert process.returncode == 2, process.stderr
+    assert_one_line(process.stderr, f"cannot write in {folder}", "Read-only file system; choose another folder")
+    assert list((scripts.folder / "output").glob("*/*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mounts")
+def test_a_read_only_cache_costs_one_line_where_nothing_must_be_kept_in_it(scripts):
+    assert scripts.run("spectrum_bounds")[0] == 0
+    expected = tables(scripts.results("spectrum_bounds"))
+    folder = scripts.folder / "read_only"
+    words = scripts.words("spectrum_bounds", f"--cache_dir={folder}")
+    process = with_read_only_copy(scripts.folder / "empty", folder, [sys.executable, *words])
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.startswith(f"geometry: not kept in {folder}")
+    assert process.stderr.count("\n") == 1
+    assert tables(scripts.results("spectrum_bounds")) == expected
+
+
+@pytest.mark.usefixtures("mounts")
+@pytest.mark.parametrize(
+    "experiment", ["spectrum_bounds", pytest.param("hyperparam_selection", marks=pytest.mark.slow)]
+)
+def test_a_read_only_folder_with_all_that_is_needed_is_used(scripts, experiment):
+    shared, copy = scripts.folder / "shared", scripts.folder / "read_only"
+
+    def folders(place):
+        return f"--cache_dir={place}", f"--benchmark_dir={place}", "--offload", "disk", "--proj_type", "rademacher"
+
+    assert scripts.run(experiment, *folders(shared))[0] == 0
+    expected = tables(scripts.results(experiment))
+    process = with_read_only_copy(shared, copy, [sys.executable, *scripts.words(experiment, *folders(copy))])
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"geometry: from {copy}" in process.stdout
+    assert f"gradients: from {copy}" in process.stdout
+    assert tables(scripts.results(experiment)) == expected
 
 
 # --- kills and Ctrl-C ---------------------------------------------------------------------------------------
