@@ -51,6 +51,7 @@ WHERE_AND_HOW = {
     "device",
     "fresh",
 }
+ROOT = Path(__file__).resolve().parent.parent
 UNITS, LOCK = "units.jsonl", "lock"
 
 
@@ -74,7 +75,7 @@ class Run:
             "experiment": experiment,
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "options": {name: _plain(value) for name, value in sorted(vars(args).items())},
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(ROOT),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
@@ -267,10 +268,18 @@ def _complete_lines(path: Path) -> list[dict]:
     return lines
 
 
-def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def git_commit(root: Path) -> str | None:
+    """Return the commit of the code in `root`, with -dirty where its code differs from that; None without git.
+
+    The results below `root` are committed too, and every run changes them: they do not count.
+    """
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], changes)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit

@@ -13,7 +13,7 @@ import pytest
 
 from common import arguments
 from common.errors import UserError
-from common.results import Run, UnitLog, progress_bar, variant
+from common.results import Run, UnitLog, git_commit, progress_bar, variant
 
 HEADER = {"options": {"seed": 42}, "data_fingerprint": "abc", "device": "cpu", "packages": {"torch": "1"}}
 ROWS = [{"trial": 0, "m": 8, "lambda": 1e-3, "eps_95": 0.1 + 0.2}, {"trial": 0, "m": 8, "lambda": 1.0, "eps_95": 1 / 3}]
@@ -138,6 +138,58 @@ def test_the_configuration_is_on_disk_before_anything_is_computed(tmp_path, monk
     assert config["packages"]["torch"].startswith("2.")
     assert "cores" in config["machine"]
     assert "git_commit" in config
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A repository of one script and one table of results, both committed; return its folder and what runs git."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    for name in ("script.py", "common/module.py", "results/experiment/summary.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("committed")
+    git("add", ".")
+    git("commit", "--message", "first")
+    return tmp_path, git
+
+
+def test_results_and_untracked_files_leave_the_commit_clean(clone):
+    root, git = clone
+    commit = git("rev-parse", "HEAD")
+    assert git_commit(root) == commit
+    (root / "results/experiment/summary.csv").write_text("changed")
+    (root / "results/experiment/trials.csv").write_text("new")
+    (root / "notes.txt").write_text("new")
+    assert git_commit(root) == commit
+    git("add", "results")
+    assert git_commit(root) == commit
+
+
+@pytest.mark.parametrize("name", ["script.py", "common/module.py"])
+def test_code_that_differs_from_the_commit_makes_it_dirty(clone, name):
+    root, git = clone
+    commit = git("rev-parse", "HEAD")
+    (root / name).write_text("changed")
+    assert git_commit(root) == f"{commit}-dirty"
+    git("add", name)
+    assert git_commit(root) == f"{commit}-dirty"
+    git("commit", "--message", "second")
+    assert git_commit(root) == git("rev-parse", "HEAD") != commit
+    (root / name).unlink()
+    assert git_commit(root).endswith("-dirty")
+
+
+def test_without_a_commit_or_without_git_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit(tmp_path) is None
+    monkeypatch.setenv("PATH", "")
+    assert git_commit(tmp_path) is None
 
 
 def test_phases_add_up_and_a_finished_run_says_so(tmp_path, capsys):
