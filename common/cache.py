@@ -71,9 +71,11 @@ class Cache:
         try:
             with _renewed(self._geometry_folder / "manifest.json", self.made_by, [path]):
                 storage.write_tensors(path, {**tensors, "rank": torch.tensor(geometry.rank)})
-            print(f"geometry: {gigabytes(path.stat().st_size)} kept in {self._geometry_folder}")
+            size = path.stat().st_size
         except (UserError, OSError) as error:
             self._say_not_kept(error)
+        else:
+            print(f"geometry: {gigabytes(size)} kept in {self._geometry_folder}")
 
     def gradients(self, norms: Tensor | None = None) -> tuple[Gradients, bool]:
         """Return the gradients, and whether they come from an earlier run; only those of `disk` are kept.

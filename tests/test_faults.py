@@ -313,6 +313,53 @@ def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_r
     assert {path.name for path in results.iterdir()} == {path.name for path in whole.results(experiment).iterdir()}
 
 
+# --- output that nobody reads -------------------------------------------------------------------------------
+
+
+READER_GOES = """
+import os, sys
+import spectrum_bounds
+from common.arguments import run_script
+from common.results import UnitLog
+reader, writer = os.pipe()
+os.dup2(writer, sys.stdout.fileno())
+os.close(writer)
+append = UnitLog.append
+def append_and_go(log, trial, m, rows):
+    append(log, trial, m, rows)
+    if (trial, m) == (1, 4):
+        os.close(reader)
+        print("a line")
+UnitLog.append = append_and_go
+run_script(spectrum_bounds.main)
+"""
+
+
+def test_a_run_whose_reader_goes_keeps_what_is_finished_and_one_that_never_had_one_completes_it(scripts):
+    assert scripts.run("spectrum_bounds")[0] == 0
+    results = scripts.results("spectrum_bounds")
+    expected = tables(results)
+    words = scripts.words("spectrum_bounds")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    errors = dict(stderr=subprocess.PIPE, text=True)
+
+    command = [sys.executable, "-u", "-c", READER_GOES, *words[1:]]
+    process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, **errors)
+    line = "stopped: nobody reads the output any more; the same command completes what is missing\n"
+    assert (process.returncode, process.stderr) == (1, line)
+    assert tables(results) == expected
+    assert (results / "unfinished" / "units.jsonl").read_bytes().count(b"\n") - 1 == 9
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment.pop("PYTHONUNBUFFERED", None)  # a pipe is written when the buffer is full: here at the end
+    process = subprocess.run([sys.executable, *words], env=environment, stdout=writer, **errors)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, "")
+    assert not (results / "unfinished").exists()
+    assert tables(results) == expected
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 LITTLE_MEMORY = """
