@@ -12,7 +12,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import offset_copy
 
 from common.arguments import workload_name
 from common.geometry import Geometry, effective_dimension
@@ -37,7 +40,7 @@ MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
 def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, args: argparse.Namespace) -> None:
     """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
     with plt.rc_context(STYLE):
-        figure, ((errors, ratios), (spectrum, dimensions)) = plt.subplots(2, 2, figsize=(10, 7.6), layout="constrained")
+        figure, ((errors, ratios), (spectrum, dimensions)) = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
         measured = "eps_95" in table
         for (ridge, cells), colour, marker in _by_ridge(table):
             x, label = cells["m_over_d_lambda"], f"{ridge:.0e}"
@@ -52,14 +55,29 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, 
         ratios.set(
             xscale="log", xlabel="$m / d_λ$", ylabel="mean of $\\tilde φ_λ / φ_λ$", title="Bias of self-influence"
         )
-        ratios.legend(title="λ", ncols=2, loc="center left")
+        legend_below(ratios, ncols=5, title="λ")
         _draw_spectrum(spectrum, geometry)
-        _draw_effective_dimension(dimensions, geometry, table)
+        labels = _draw_effective_dimension(dimensions, geometry, table)
         figure.suptitle(
             f"{workload_name(args)}, {args.proj_type} projection, queries: "
             f"{'training' if args.test_mode == 'self' else 'test'} samples"
         )
+        _thin_out(labels, figure)
         save_figure(figure, folder)
+
+
+def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
+    """Place the legend of a panel below its x label, where no data can lie."""
+    below_label = offset_copy(axes.transAxes, axes.figure, y=-30, units="points")
+    axes.legend(
+        title=title,
+        ncols=ncols,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below_label,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
 
 
 def save_figure(figure: Figure, folder: Path) -> None:
@@ -85,7 +103,7 @@ def _finish_errors(axes, table: pd.DataFrame, proj_type: str, measured: bool) ->
     axes.set(xscale="log", yscale="log", xlabel="$m / d_λ$", ylabel="$ε_{95}$", title="Error of self-influence")
     axes.set_ylim(top=2)
     note = MEASURED_AND_PREDICTED if measured else "predicted, nothing sketched"
-    axes.legend(title=f"λ  ({note})", ncols=2, loc="lower left")
+    legend_below(axes, ncols=5, title=f"λ  ({note})")
 
 
 def _draw_spectrum(axes, geometry: Geometry) -> None:
@@ -100,12 +118,15 @@ def _draw_spectrum(axes, geometry: Geometry) -> None:
     )
 
 
-def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> None:
+def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> list[Annotation]:
+    """Return the labels of d_λ, from left to right."""
     ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
     axes.plot(ridges, effective_dimension(geometry.eigenvalues, ridges) / geometry.rank, color="#0072B2")
     used = table.drop_duplicates("lambda")
-    axes.plot(used["lambda"], used["d_lambda"] / geometry.rank, "o", color="#D55E00", label="λ of this run")
-    for ridge, d_lambda in zip(used["lambda"], used["d_lambda"], strict=True):
+    axes.plot(
+        used["lambda"], used["d_lambda"] / geometry.rank, "o", color="#D55E00", label="λ of this run, labelled $d_λ$"
+    )
+    labels = [
         axes.annotate(
             f"{d_lambda:.3g}" if d_lambda < 100 else f"{d_lambda:.0f}",
             (ridge, d_lambda / geometry.rank),
@@ -113,6 +134,8 @@ def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> 
             textcoords="offset points",
             fontsize=7.5,
         )
+        for ridge, d_lambda in zip(used["lambda"], used["d_lambda"], strict=True)
+    ]
     axes.set(
         xscale="log",
         yscale="log",
@@ -120,5 +143,18 @@ def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> 
         ylabel="$d_λ$ / rank",
         title=f"Effective dimension, rank {geometry.rank}",
     )
-    axes.set_ylim(bottom=1e-6)
-    axes.legend(title="labels: $d_λ$")
+    axes.set_ylim(1e-6, 4)
+    legend_below(axes, ncols=1)
+    return labels
+
+
+def _thin_out(labels: list[Annotation], figure: Figure) -> None:
+    """Remove each label that would touch the last one kept to its left."""
+    figure.draw_without_rendering()  # only the layout says how far apart labels are
+    last = None
+    for label in labels:
+        box = label.get_window_extent().padded(2, 0)
+        if last is not None and box.overlaps(last):
+            label.remove()
+        else:
+            last = box

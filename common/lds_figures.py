@@ -9,13 +9,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patheffects import Normal, Stroke
 
 from common.arguments import workload_name
-from common.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, save_figure
+from common.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, save_figure
 from common.selection import Selection
 
 MAX_CURVES = 5
 ORANGE, BLUE = "#D55E00", "#0072B2"
+OUTLINE = [Stroke(linewidth=2.5, foreground="black"), Normal()]
 
 
 def draw_hyperparam_selection(
@@ -31,11 +33,11 @@ def draw_hyperparam_selection(
         args: the script's options, for the title.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(14, 7.8), layout="constrained")
+        figure, axes = plt.subplots(2, 3, figsize=(14, 8.8), layout="constrained")
         for panel, group, title in ((axes[0, 0], "val", "validation queries"), (axes[0, 1], "test", "test queries")):
             _draw_over_ridge(panel, table, predicted, group)
             panel.set_title(f"LDS against λ, {title}")
-        axes[0, 0].legend(title=MEASURED_AND_PREDICTED)
+        legend_below(axes[0, 0], ncols=3, title=MEASURED_AND_PREDICTED)
         _draw_over_dimension(axes[0, 2], table, predicted, selection)
         _draw_effective_dimension(axes[1, 0], table, selection)
         _draw_normalised(axes[1, 1], table, predicted)
@@ -96,7 +98,7 @@ def _draw_over_dimension(axes: Axes, table: pd.DataFrame, predicted: pd.DataFram
     if selection and selection.m_95:
         axes.axvline(selection.m_95, color="black", linestyle="-.", linewidth=1, label="$m_{95}$")
     axes.set(xscale="log", xlabel="m", ylabel="LDS (dashed: exact)", title=f"LDS against m at λ* = {star:g}")
-    axes.legend(loc="lower right")
+    legend_below(axes, ncols=2)
 
 
 def _draw_effective_dimension(axes: Axes, table: pd.DataFrame, selection: Selection | None) -> None:
@@ -105,7 +107,7 @@ def _draw_effective_dimension(axes: Axes, table: pd.DataFrame, selection: Select
     if selection and selection.lambda_star:
         axes.axvline(selection.lambda_star, color="black", linestyle=":", linewidth=1, label="λ*")
         axes.axhline(selection.d_lambda_star, color="black", linestyle=":", linewidth=1)
-        axes.legend()
+        legend_below(axes, ncols=1)
     axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="$d_λ$", title="Effective dimension")
 
 
@@ -131,7 +133,7 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
         title="Normalised LDS (dotted: 95 %, $m = d_λ$)",
     )
     if useful:
-        axes.legend(title="λ", ncols=2)
+        legend_below(axes, ncols=5, title="λ")
 
 
 def _draw_map(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
@@ -139,7 +141,8 @@ def _draw_map(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
     lds = predicted.pivot(index="lambda", columns="m", values="predicted_val_lds").to_numpy()
     mesh = axes.pcolormesh(ms, ridges, lds, cmap="cividis", shading="nearest", rasterized=True)
     axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
-    axes.plot(ms, ridges[np.nanargmax(lds, axis=0)], "-", color="white", linewidth=1.5, label="predicted λ*(m)")
+    best = ridges[np.nanargmax(lds, axis=0)]
+    axes.plot(ms, best, "-", color="white", linewidth=1.5, label="predicted λ*(m)", path_effects=OUTLINE)
     sketched, _ = _split(table)
     if "val_lds" in sketched:
         measured = sketched.dropna(subset="val_lds")
@@ -147,7 +150,7 @@ def _draw_map(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
         axes.plot(optimum["m"], optimum["lambda"], "o", color=ORANGE, markeredgecolor="white", label="measured λ*(m)")
     axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ", title="Predicted validation LDS")
     axes.grid(False)
-    axes.legend(loc="lower left", labelcolor="black", frameon=True, framealpha=0.8)
+    legend_below(axes, ncols=2)
 
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

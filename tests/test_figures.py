@@ -124,6 +124,26 @@ def test_without_measurements_there_are_lines_and_no_points(draw, geometry):
         assert "1e-02" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+def test_no_legend_covers_a_curve(draw, geometry):
+    figure = draw(make_table(geometry, ridges=[10.0**e for e in range(-20, 11)]))
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.get_legend()]
+    assert len(panels) == 3
+    assert all(axes.get_legend().get_window_extent().y1 < axes.bbox.y0 for axes in panels)
+
+
+def test_labels_of_the_effective_dimension_never_touch_and_all_stay_where_there_is_room(draw, geometry):
+    def labels(ridges):
+        figure = draw(make_table(geometry, ridges=ridges))
+        figure.draw_without_rendering()
+        return [text.get_window_extent() for text in figure.axes[3].texts]
+
+    assert len(labels(RIDGES)) == len(RIDGES)
+    flat = labels([10.0 ** (e / 2) for e in range(-24, 1)])
+    assert 5 < len(flat) < 25
+    assert not any(one.overlaps(other) for i, one in enumerate(flat) for other in flat[:i])
+
+
 def test_the_title_says_what_was_measured(draw, geometry):
     title = draw(make_table(geometry))._suptitle.get_text()
     assert all(word in title for word in ("mnist", "mlp", "sjlt", "training samples"))

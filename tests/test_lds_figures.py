@@ -111,6 +111,14 @@ def test_six_panels_say_what_they_show_on_which_scale(usual):
     assert plt.get_fignums() == []
 
 
+def test_no_legend_covers_a_curve(usual):
+    figure, _ = usual
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.get_legend()]
+    assert len(panels) == 5
+    assert all(axes.get_legend().get_window_extent().y1 < axes.bbox.y0 for axes in panels)
+
+
 @pytest.mark.parametrize(("panel", "group"), [(0, "val"), (1, "test")])
 def test_every_m_has_points_and_a_line_of_one_colour_over_the_ridge_and_the_exact_lds_is_dashed(usual, panel, group):
     summary, predicted = make_tables()
