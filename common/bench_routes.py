@@ -16,7 +16,8 @@ import torch
 
 from common.benchmark import GROUP_SIZE, load_trained_model, random_half
 from common.geometry import build_geometry
-from common.gradients import RecomputedGradients, StoredGradients, compute_by_layers, compute_by_vmap
+from common.gradient_rows import RecomputedGradients, StoredGradients
+from common.gradients import compute_by_layers, compute_by_vmap
 from common.influence import (
     GaussianCoordinateSketch,
     exact_self_influence,

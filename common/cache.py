@@ -23,7 +23,8 @@ from torch import Tensor
 from common import storage
 from common.errors import UserError
 from common.geometry import Geometry
-from common.gradients import GradientPlan, Gradients, StoredGradients, compute_gradients, fill, gigabytes
+from common.gradient_rows import Gradients, StoredGradients
+from common.gradients import GradientPlan, compute_gradients, fill, gigabytes
 from common.provenance import describe, key
 
 

@@ -83,6 +83,6 @@ def _probe(plan: GradientPlan) -> tuple[list[str], list[str]]:
 def _code_fingerprint() -> str:
     """Return the sha256 (hex) of the source files that compute and keep gradients and geometry."""
     here = Path(__file__).parent
-    names = ("gradients", "gradient_rows", "geometry", "cache")
+    names = ("gradients", "gradient_rows", "gram", "geometry", "cache")
     sources = [*sorted(here.glob("layer_*.py")), *(here / f"{name}.py" for name in names)]
     return hashlib.sha256(" ".join(storage.file_checksum(path) for path in sources).encode()).hexdigest()

@@ -10,7 +10,7 @@ from common import bench_routes, bench_tables
 from common.bench_routes import ROUTES, STEPS, measure_noise, run_route
 from common.errors import UserError
 from common.geometry import build_geometry
-from common.gradients import RecomputedGradients
+from common.gradient_rows import RecomputedGradients
 from common.influence import exact_self_influence
 from common.layer_gradients import LayerwiseGradients
 from tests import reference
