@@ -50,7 +50,9 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, 
                 )
                 if measured:
                     axes.plot(x, cells[name], marker, color=colour, label=label)
-        _finish_errors(errors, table, args.proj_type, measured)
+                if f"predicted_corrected_{name}" in cells:
+                    _draw_corrected(axes, x, cells, name, colour, marker)
+        _finish_errors(errors, table, measured)
         ratios.axhline(1, color="black", linewidth=0.8, linestyle=":")
         ratios.set(
             xscale="log", xlabel="$m / d_λ$", ylabel="mean of $\\tilde φ_λ / φ_λ$", title="Bias of self-influence"
@@ -64,6 +66,12 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, 
         )
         _thin_out(labels, figure)
         save_figure(figure, folder)
+
+
+def _draw_corrected(axes: Axes, x: pd.Series, cells: pd.DataFrame, name: str, colour, marker: str) -> None:
+    axes.plot(x, cells[f"predicted_corrected_{name}"], "--", color=colour, linewidth=0.8)
+    if f"corrected_{name}" in cells:
+        axes.plot(x, cells[f"corrected_{name}"], marker, color=colour, markerfacecolor="white")
 
 
 def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
@@ -96,13 +104,15 @@ def _by_ridge(table: pd.DataFrame):
     return zip(groups, colours, (MARKERS * (len(groups) // len(MARKERS) + 1))[: len(groups)], strict=True)
 
 
-def _finish_errors(axes, table: pd.DataFrame, proj_type: str, measured: bool) -> None:
+def _finish_errors(axes, table: pd.DataFrame, measured: bool) -> None:
     x = table["m_over_d_lambda"]
     guide = torch.logspace(-0.5, torch.tensor(x.max()).log10().item(), 50)
     axes.plot(guide, guide**-0.5, "--", color="black", linewidth=1.2, label="$(m/d_λ)^{-1/2}$")
     axes.set(xscale="log", yscale="log", xlabel="$m / d_λ$", ylabel="$ε_{95}$", title="Error of self-influence")
     axes.set_ylim(top=2)
     note = MEASURED_AND_PREDICTED if measured else "predicted, nothing sketched"
+    if "predicted_corrected_eps_95" in table:
+        note += "; hollow and dashed: ridge corrected" if measured else "; dashed: ridge corrected"
     legend_below(axes, ncols=5, title=f"λ  ({note})")
 
 

@@ -27,13 +27,16 @@ def geometry():
     return build_geometry(gradients.unit_gram(), gradients.norms, 30, torch.arange(10))
 
 
-def make_table(geometry, measured=True, ridges=None, ms=None):
+def make_table(geometry, measured=True, ridges=None, ms=None, ridge_correction=False):
     ridges, ms = ridges or RIDGES, ms or MS
     d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
-    table = predict(Cells(ms, ridges, d_lambda, ridge_correction=False), geometry)
+    table = predict(Cells(ms, ridges, d_lambda, ridge_correction), geometry)
     if measured:
         table["eps_95"] = 1.1 * table["predicted_eps_95"]
         table["mean_ratio"] = 0.9 * table["predicted_mean_ratio"]
+    if measured and ridge_correction:
+        table["corrected_eps_95"] = 1.2 * table["predicted_corrected_eps_95"]
+        table["corrected_mean_ratio"] = 0.8 * table["predicted_corrected_mean_ratio"]
     return table
 
 
@@ -92,6 +95,22 @@ def test_every_ridge_has_points_and_a_line_of_one_colour_in_both_upper_panels(dr
         assert len({dots.get_marker() for dots in measured}) == len(RIDGES)
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert [label for label in labels if "e" in label] == ["1e-04", "1e-02", "1e+00"]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_ridge_corrected_scores_are_hollow_points_and_dashed_lines_of_the_same_colour(draw, geometry, measured):
+    table = make_table(geometry, measured, ridge_correction=True)
+    for axes, name in zip(draw(table).axes[:2], ("eps_95", "mean_ratio"), strict=True):
+        hollow = [dots for dots in points(axes) if str(dots.get_markerfacecolor()) == "white"]
+        dashed = [line for line in lines(axes, "--") if str(line.get_color()) != "black"]
+        assert len(hollow) == (len(RIDGES) if measured else 0)
+        for (_, cells), line, solid in zip(table.groupby("lambda"), dashed, lines(axes, "-"), strict=True):
+            np.testing.assert_allclose(line.get_ydata(), cells[f"predicted_corrected_{name}"])
+            assert tuple(line.get_color()) == tuple(solid.get_color())
+        for (_, cells), dots in zip(table.groupby("lambda"), hollow, strict=False):
+            np.testing.assert_allclose(dots.get_ydata(), cells[f"corrected_{name}"])
+    assert "ridge corrected" in draw(table).axes[0].get_legend().get_title().get_text()
+    assert "corrected" not in draw(make_table(geometry, measured)).axes[0].get_legend().get_title().get_text()
 
 
 def test_scales_are_logarithmic_but_for_the_mean_ratio(draw, geometry):
