@@ -46,6 +46,8 @@ class SketchedProblem:
     def whitened(self, ridge: float) -> Tensor:
         """Return the (v, q) rows w with w·w' = B̃_λ(a, a'): one Cholesky factorisation of PFPᵀ + λI.
 
+        Where coordinates are known to be weak against λ, only the block of the others is factored.
+
         Raises:
             torch.linalg.LinAlgError: λ is below rounding, see `geometry.resolved_ridge`: scores would be noise, whether
                 or not PFPᵀ + λI has a Cholesky factor in float64.
@@ -145,10 +147,11 @@ class GaussianCoordinateSketch:
         self.eigenvalues = eigenvalues[:used]
         upper = _strictly_upper_gaussian(self.rank, seed, trial).to(eigenvalues.device)
         self.upper_vectors = vectors @ upper.T
-        scaled = upper[:used, :used].mul_(self.eigenvalues.sqrt())
+        root = self.eigenvalues.sqrt()
+        scaled = upper[:used, :used].mul_(root)
         self.upper_fisher = gram_of_upper_trapezoid(scaled)
         # (D S Nᵀ) below the diagonal, without its factor D
-        self.cross = scaled.mul_(self.eigenvalues.sqrt()).T.contiguous()
+        self.cross = scaled.mul_(root).T.contiguous()
 
     def problem(self, m: int) -> SketchedProblem:
         """Return the sketched problem of size m."""

@@ -31,6 +31,18 @@ def every_token_loss(outputs, targets):
     return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").sum(1)
 
 
+class ChangesItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.clone()
+        y = self.first(x)
+        x.mul_(2)
+        return self.out(y + x)
+
+
 class TokenModel(nn.Module):
     """Looks tokens up, mixes them, and predicts with the embedding itself (one parameter in two roles)."""
 

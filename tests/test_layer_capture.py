@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from common.errors import UserError
 from common.layer_capture import LayerLayout, capture_layers
 from common.layer_layout import layer_layout
 from common.losses import cross_entropy
-from tests.layer_cases import make_case
+from tests.layer_cases import ChangesItsInput, make_case
 
 
 def test_only_wanted_parameters_are_captured_and_as_without_the_wish():
@@ -49,16 +47,6 @@ def test_other_layers_than_those_of_the_layout_are_refused():
 
 
 def test_an_input_that_is_changed_in_place_after_its_use_is_refused():
-    class ChangesItsInput(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            y = self.first(x)
-            x.mul_(2)
-            return self.out(F.relu(y))
-
     layout = LayerLayout((("linear", "first.weight", "first.bias"), ("linear", "out.weight", "out.bias")), (0, 0), {})
     with pytest.raises(UserError, match=r"input of the layer of 'first\.weight' is changed in place"):
         capture_layers(ChangesItsInput(), cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), layout)

@@ -9,7 +9,7 @@ from common.layer_gradients import LayerwiseGradients
 from common.layer_layout import unsupported_parameters
 from common.losses import cross_entropy
 from common.records import Examples
-from tests.layer_cases import FoldedSequence, classes
+from tests.layer_cases import ChangesItsInput, FoldedSequence, classes
 
 
 class ScaledInput(nn.Module):
@@ -28,18 +28,6 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x):
         return self.out(torch.tanh(x + self.positions(torch.arange(5)))).mean(1)
-
-
-class ChangesItsInput(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x):
-        x = x.clone()
-        y = self.first(x)
-        x.mul_(2)
-        return self.out(y + x)
 
 
 class MixesSamples(nn.Module):
