@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import pickle
@@ -22,6 +20,7 @@ from common import benchmark, models, training
 from common.benchmark import GROUP_SIZE, load_ground_truth, load_trained_model, random_half, workload_folder
 from common.errors import UserError
 from common.records import TrainingRecipe
+from tests.locks import no_locks_below
 from tests.reference_training import (
     batch_norm_perceptron,
     minus_cross_entropy,
@@ -148,18 +147,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         load_ground_truth(tiny_workload(), tmp_path / "file", 2, "cpu")
 
 
-def test_what_lies_in_a_folder_that_cannot_be_locked_is_used_or_the_difference_named(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
+def test_what_lies_in_a_folder_that_cannot_be_locked_is_used_or_the_difference_named(tmp_path, capsys):
     model = load_trained_model(tiny_workload(), tmp_path, "cpu")
     truth = load_ground_truth(tiny_workload(), tmp_path, 2, "cpu")
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    assert load_trained_model(tiny_workload(), tmp_path, "cpu").fingerprint == model.fingerprint
-    assert torch.equal(load_ground_truth(tiny_workload(), tmp_path, 2, "cpu").losses, truth.losses)
-    capsys.readouterr()
-    with pytest.raises(UserError, match="cannot lock files in"):
-        load_trained_model(tiny_workload(loss=minus_cross_entropy), tmp_path, "cpu")
+    with no_locks_below(tmp_path):
+        assert load_trained_model(tiny_workload(), tmp_path, "cpu").fingerprint == model.fingerprint
+        assert torch.equal(load_ground_truth(tiny_workload(), tmp_path, 2, "cpu").losses, truth.losses)
+        capsys.readouterr()
+        with pytest.raises(UserError, match="cannot lock files in"):
+            load_trained_model(tiny_workload(loss=minus_cross_entropy), tmp_path, "cpu")
     assert "made again, because initial_losses" in capsys.readouterr().err
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import resource
@@ -22,6 +20,7 @@ from common.geometry import build_geometry
 from common.gradients import compute_gradients
 from common.layer_gradients import LayerwiseGradients
 from common.losses import cross_entropy
+from tests.locks import no_locks_below
 from tests.reference_cache import make_cache, make_plan, slow_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -329,30 +328,27 @@ def test_a_folder_that_cannot_be_written_stops_only_who_keeps_gradients_in_it(tm
 
 @pytest.mark.parametrize("kept", ["gradients", "geometry"])
 def test_what_lies_in_a_folder_that_cannot_be_locked_is_used_where_it_suffices(
-    tmp_path, kept, forbid_gradients, monkeypatch, capsys
+    tmp_path, kept, forbid_gradients, capsys
 ):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     expected = make_cache(tmp_path, "disk").gradients()[0]
     geometry = build(expected) if kept == "gradients" else keep_geometry(make_cache(tmp_path, "disk"))
     if kept == "geometry":
         shutil.rmtree(make_cache(tmp_path, "disk").folder / "gradients")
-    monkeypatch.setattr(fcntl, "flock", refuse)
     forbid_gradients()
     capsys.readouterr()
     cache = make_cache(tmp_path, "disk")
-    with cache.geometry_lock() as usable:
+    with no_locks_below(tmp_path), cache.geometry_lock() as usable:
         assert usable == (kept == "geometry")
         if usable:
             assert_same_geometry(cache.read_geometry(QUERIES), geometry)
     assert ("not kept in " in capsys.readouterr().err) == (kept == "gradients")
     if kept == "gradients":
-        found, from_cache = cache.gradients()
+        with no_locks_below(tmp_path):
+            found, from_cache = cache.gradients()
         assert from_cache
         assert_same_gradients(found, expected)
     else:
-        with pytest.raises(UserError, match="cannot lock files in"):
+        with no_locks_below(tmp_path), pytest.raises(UserError, match="cannot lock files in"):
             cache.gradients()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import pickle
@@ -28,6 +27,7 @@ from common import arguments, benchmark, storage
 from common.projectors import make_projector
 from common.user_workload import load_user_workload
 from tests import reference
+from tests.locks import no_locks_below
 from tests.reference_gradients import one_by_one_gradients
 from tests.tiny import write_tiny
 
@@ -142,21 +142,6 @@ def test_a_disk_that_fills_up_while_a_table_is_written_leaves_earlier_results(sc
 
 
 # --- file systems without locks -----------------------------------------------------------------------------
-
-
-@contextmanager
-def no_locks_below(folder: Path, code: int = errno.ENOLCK):
-    """Refuse locks of files below `folder` the way its file system would."""
-    flock = fcntl.flock
-
-    def refuse(descriptor, operation):
-        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
-            raise OSError(code, os.strerror(code))
-        flock(descriptor, operation)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fcntl, "flock", refuse)
-        yield
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ from common.storage import (
     write_json,
     writing_to,
 )
+from tests.locks import no_locks_below
 
 MADE_BY = {"format": 1, "recipe": {"epochs": 20, "learning_rate": 0.01}, "shapes": [[2, 3], [3]], "note": None}
 
@@ -229,25 +229,21 @@ def test_a_lock_is_free_when_its_owner_was_killed_and_leftovers_are_removed(tmp_
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_one_line_that_says_where_to_go(tmp_path, code, monkeypatch):
-    def refuse(*_):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_a_file_system_without_locks_is_one_line_that_says_where_to_go(tmp_path, code):
     descriptors = len(os.listdir("/dev/fd"))
-    with pytest.raises(UserError) as caught, exclusive_lock(tmp_path):
+    with no_locks_below(tmp_path, code), pytest.raises(UserError) as caught, exclusive_lock(tmp_path):
         pass
     line = f"cannot lock files in {tmp_path}: {os.strerror(code)}; choose a folder on a local disk"
     assert str(caught.value) == line
     assert len(os.listdir("/dev/fd")) == descriptors
 
 
-def test_a_lock_that_fails_for_another_reason_is_not_hidden(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)), exclusive_lock(tmp_path):
+def test_a_lock_that_fails_for_another_reason_is_not_hidden(tmp_path):
+    with (
+        no_locks_below(tmp_path, errno.EIO),
+        pytest.raises(OSError, match=os.strerror(errno.EIO)),
+        exclusive_lock(tmp_path),
+    ):
         pass
 
 
