@@ -24,9 +24,10 @@ test: $(STAMP)  ## set everything up and run the tests (under 10 minutes on 2 co
 test-all: $(STAMP)  ## the slow checks as well
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)  ## style checks
+lint: $(STAMP)  ## style, and the direction of imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## time it beside the obvious routes, as ratios in one run
 	$(BIN)/python bench.py

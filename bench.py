@@ -15,11 +15,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import arguments, bench_figures, bench_growth, bench_routes, bench_tables
-from common.benchmark import load_trained_model
-from common.errors import UserError
-from common.storage import make_folder, write_atomically
-from common.workloads import load_workload
+from bench import figure as bench_figures
+from bench import growth as bench_growth
+from bench import routes as bench_routes
+from bench import tables as bench_tables
+from common.experiments import arguments, script
+from common.foundations.errors import UserError
+from common.foundations.storage import make_folder, write_atomically
+from common.workloads.benchmark import load_trained_model
+from common.workloads.pairs import load_workload
 
 
 def main() -> None:
@@ -55,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    script.run_script(main)

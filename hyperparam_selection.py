@@ -12,13 +12,15 @@ import dataclasses
 
 import pandas as pd
 
-from common import arguments, lds_figures, lds_sweep
-from common.benchmark import GroundTruth, load_ground_truth
-from common.cells import Cells
-from common.errors import UserError
-from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
-from common.results import Run, UnitLog, bad_values, progress_bar
-from common.selection import Selection, recommendation, select
+from common.experiments import arguments, lds_figure, lds_sweep, script
+from common.experiments.cells import Cells
+from common.experiments.preparation import Prepared, make_sketcher, prepare, sjlt_columns
+from common.experiments.run import Run, bad_values
+from common.experiments.selection import Selection, recommendation, select
+from common.experiments.units import UnitLog
+from common.foundations.errors import UserError
+from common.foundations.progress import progress_bar
+from common.workloads.benchmark import GroundTruth, load_ground_truth
 
 
 def parse_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -75,7 +77,7 @@ def experiment(args: argparse.Namespace, run: Run) -> None:
     run.write_table("summary.csv", table)
     run.write_json("selection.json", choices(selection, advice))
     with run.phase("figure"):
-        lds_figures.draw_hyperparam_selection(run.folder, table, predicted, selection, args)
+        lds_figure.draw_hyperparam_selection(run.folder, table, predicted, selection, args)
     report(run, selection, advice, table)
 
 
@@ -136,4 +138,4 @@ def report(run: Run, selection: Selection | None, advice: dict | None, table: pd
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    script.run_script(main)

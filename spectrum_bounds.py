@@ -10,12 +10,14 @@ import argparse
 
 import pandas as pd
 
-from common import arguments, error_sweep, figures, grad_dtype
-from common.cells import Cells
-from common.errors import UserError
-from common.experiment import Prepared, make_sketcher, prepare, sjlt_columns
-from common.geometry import RESOLUTION
-from common.results import Run, UnitLog, bad_values, progress_bar
+from common.experiments import arguments, error_sweep, rounding, script, spectrum_figure
+from common.experiments.cells import Cells
+from common.experiments.preparation import Prepared, make_sketcher, prepare, sjlt_columns
+from common.experiments.run import Run, bad_values
+from common.experiments.units import UnitLog
+from common.foundations.errors import UserError
+from common.foundations.progress import progress_bar
+from common.sketches.geometry import RESOLUTION
 
 
 def parse_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
@@ -62,7 +64,7 @@ def experiment(args: argparse.Namespace, run: Run) -> None:
     run.write_table("summary.csv", table)
     run.write_table("recommendation.csv", advice)
     with run.phase("figure"):
-        figures.draw_spectrum_bounds(run.folder, table, geometry, args)
+        spectrum_figure.draw_spectrum_bounds(run.folder, table, geometry, args)
     report(args, run, advice, table)
 
 
@@ -105,9 +107,9 @@ def record_rounding(args: argparse.Namespace, run: Run, prepared: Prepared, cell
     if args.grad_dtype == "float32":
         return
     with run.phase("rounding of gradients"):
-        effect = grad_dtype.rounding_effect(prepared.plan, prepared.geometry, cells.ridges)
+        effect = rounding.rounding_effect(prepared.plan, prepared.geometry, cells.ridges)
     run.record(grad_dtype_effect=effect)
-    print(grad_dtype.describe(args.grad_dtype, effect))
+    print(rounding.describe(args.grad_dtype, effect))
 
 
 def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:
@@ -151,4 +153,4 @@ def report(args: argparse.Namespace, run: Run, advice: pd.DataFrame, table: pd.D
 
 
 if __name__ == "__main__":
-    arguments.run_script(main)
+    script.run_script(main)

@@ -5,8 +5,8 @@ import signal
 import pytest
 import torch
 
-from common import workloads
-from common.datasets import mnist
+from common.workloads import pairs
+from common.workloads.datasets import mnist
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def mnist_data():
 @pytest.fixture
 def mnist_once(mnist_data, monkeypatch):
     """Unpacking the images takes a second: once for all runs inside this process."""
-    monkeypatch.setitem(workloads.DATASETS, "mnist", lambda data_dir: mnist_data)
+    monkeypatch.setitem(pairs.DATASETS, "mnist", lambda data_dir: mnist_data)
     return mnist_data
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common.cache import open_gradients, write_gradients
-from common.gradients import compute_gradients, plan_gradients
-from common.losses import cross_entropy
+from common.gradients.planning import compute_gradients, plan_gradients
+from common.sketches.cache import open_gradients, write_gradients
+from common.workloads.losses import cross_entropy
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import batch_norm_perceptron, dropout_perceptron, tiny_workload
 

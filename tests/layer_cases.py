@@ -13,8 +13,8 @@ from dattri.benchmark.models.mlp import MLPMnist
 from dattri.benchmark.models.resnet9.resnet9 import ResNet9
 from torch import nn
 
-from common.losses import cross_entropy
-from common.records import Examples
+from common.workloads.losses import cross_entropy
+from common.workloads.records import Examples
 
 with contextlib.redirect_stdout(io.StringIO()):  # the import prints a warning where there is no GPU
     from dattri.benchmark.models.MusicTransformer.music_transformer import MusicTransformer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from common.cache import Cache
-from common.gradients import GradientPlan, plan_gradients
-from common.losses import cross_entropy
-from common.storage import state_fingerprint
-from common.training import fresh_model
+from common.foundations.storage import state_fingerprint
+from common.gradients.planning import GradientPlan, plan_gradients
+from common.sketches.cache import Cache
+from common.workloads.losses import cross_entropy
+from common.workloads.training import fresh_model
 from tests.reference_training import dropout_perceptron, tiny_workload
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.benchmark import load_ground_truth
-from common.losses import argmax_correct, cross_entropy
-from common.records import Examples, TrainingRecipe, Workload
+from common.workloads.benchmark import load_ground_truth
+from common.workloads.losses import argmax_correct, cross_entropy
+from common.workloads.records import Examples, TrainingRecipe, Workload
 
 FEATURES, CLASSES = 5, 3
 

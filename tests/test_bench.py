@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-import bench
-from common import arguments
+from common.experiments import script
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def run(tmp_path, toy_benchmarks, monkeypatch):
         folders = ["--output_dir", str(tmp_path), "--benchmark_dir", str(toy_benchmarks)]
         monkeypatch.setattr(sys, "argv", ["bench.py", *folders, *options])
         with pytest.raises(SystemExit) as stop:
-            arguments.run_script(bench.main)
+            script.run_script(runpy.run_path(str(ROOT / "bench.py"))["main"])
         return stop.value.code
 
     return call

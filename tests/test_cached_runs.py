@@ -7,10 +7,10 @@ import json
 import pandas as pd
 import pytest
 
-from common import figures
-from common import gradients as gradients_module
-from common.layer_gradients import LayerwiseGradients
-from tests.test_cache import files_in, files_of_at_most
+from common.experiments import spectrum_figure
+from common.gradients import planning
+from common.gradients.layer_gradients import LayerwiseGradients
+from tests.sketches.test_cache import files_in, files_of_at_most
 from tests.test_spectrum_bounds import Command
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
@@ -20,7 +20,7 @@ SHORT = ("--min_m", "4", "--max_m", "16")
 @pytest.fixture
 def command(tmp_path, toy_benchmarks, monkeypatch):
     # drawing takes longer than all the rest of a toy run
-    monkeypatch.setattr(figures, "draw_spectrum_bounds", lambda *args: None)
+    monkeypatch.setattr(spectrum_figure, "draw_spectrum_bounds", lambda *args: None)
     return Command(tmp_path, toy_benchmarks)
 
 
@@ -62,7 +62,7 @@ def test_a_second_run_gives_the_same_bytes_with_no_more_work_than_it_needs(
     monkeypatch.setattr(LayerwiseGradients, "gram", None)
     if gradients_from_cache is not False:
         monkeypatch.setattr(LayerwiseGradients, "_run_pass", None)
-        monkeypatch.setattr(gradients_module, "per_sample_gradients", None)
+        monkeypatch.setattr(planning, "per_sample_gradients", None)
     assert command(*SHORT, *options, *second_options) == 0
     captured = capsys.readouterr()
     assert captured.out.count("geometry: from ") == 1

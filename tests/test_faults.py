@@ -23,9 +23,11 @@ import torch
 
 import hyperparam_selection
 import spectrum_bounds
-from common import arguments, benchmark, storage
-from common.projectors import make_projector
-from common.user_workload import load_user_workload
+from common.experiments import script
+from common.foundations import storage
+from common.sketches.projectors import make_projector
+from common.workloads import benchmark
+from common.workloads.user_file import load_user_workload
 from tests import reference
 from tests.locks import no_locks_below
 from tests.reference_gradients import one_by_one_gradients
@@ -59,7 +61,7 @@ class Scripts:
             patch.setattr(sys, "argv", self.words(experiment, *options))
             self.capsys.readouterr()
             with pytest.raises(SystemExit) as stop:
-                arguments.run_script(MAINS[experiment])
+                script.run_script(MAINS[experiment])
         return (stop.value.code, *self.capsys.readouterr())
 
     def start(self, experiment: str, *options: str) -> subprocess.Popen:
@@ -304,8 +306,8 @@ def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_r
 READER_GOES = """
 import os, sys
 import spectrum_bounds
-from common.arguments import run_script
-from common.results import UnitLog
+from common.experiments.script import run_script
+from common.experiments.units import UnitLog
 reader, writer = os.pipe()
 os.dup2(writer, sys.stdout.fileno())
 os.close(writer)
@@ -351,7 +353,7 @@ LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 import spectrum_bounds
-from common.arguments import run_script
+from common.experiments.script import run_script
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))
 run_script(spectrum_bounds.main)

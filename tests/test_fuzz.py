@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import hyperparam_selection
 import spectrum_bounds
-from common import arguments
+from common.experiments import script
 from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
@@ -105,7 +105,7 @@ def check(experiment, options, workload, benchmark_dir, capsys):
         patch.setattr(sys, "argv", [f"{experiment}.py", *words, *folders])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            arguments.run_script(MAINS[experiment])
+            script.run_script(MAINS[experiment])
         errors = capsys.readouterr().err
         runs = list(Path(folder, "out", experiment).glob("*"))
         if stop.value.code == 0:

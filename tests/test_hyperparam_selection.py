@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import hyperparam_selection
-from common import arguments, lds_figures
-from common.layer_gradients import LayerwiseGradients
+from common.experiments import lds_figure, script
+from common.gradients.layer_gradients import LayerwiseGradients
 
 TOY = ["--model", "lr", "--num_train", "200", "--num_test_grads", "300", "--num_trials", "2", "--max_m", "256"]
 TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "1", "--num_subsets", "20"]
@@ -32,7 +32,7 @@ def run(tmp_path, benchmark_dir, monkeypatch, capsys):
         folders += ["--cache_dir", str(tmp_path / "cache")]
         monkeypatch.setattr(sys, "argv", ["hyperparam_selection.py", *options, *folders])
         with pytest.raises(SystemExit) as stop:
-            arguments.run_script(hyperparam_selection.main)
+            script.run_script(hyperparam_selection.main)
         out = capsys.readouterr()
         found = list((tmp_path / output).glob("hyperparam_selection/*"))
         return stop.value.code, out.out, out.err, found[0] if len(found) == 1 else None
@@ -55,7 +55,7 @@ def test_a_run_writes_every_file_and_ends_in_a_recommendation(run):
 
 
 def test_a_second_run_needs_no_gradient_and_gives_the_same_bytes(run, monkeypatch):
-    monkeypatch.setattr(lds_figures, "draw_hyperparam_selection", lambda *args: None)  # it takes longer than the rest
+    monkeypatch.setattr(lds_figure, "draw_hyperparam_selection", lambda *args: None)  # it takes longer than the rest
     options = (*TOY, "--num_test_grads", "100", "--num_trials", "1")
     _, _, _, first = run(*options, output="first")
     assert json.loads((first / "config.json").read_text())["geometry_from_cache"] is False

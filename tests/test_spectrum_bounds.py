@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import spectrum_bounds
-from common import arguments, workloads
-from common.experiment import QUERY_STREAM
-from common.projectors import make_generator
-from common.records import Dataset, Examples
+from common.experiments import script
+from common.experiments.preparation import QUERY_STREAM
+from common.foundations.seeds import make_generator
+from common.workloads import pairs
+from common.workloads.records import Dataset, Examples
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
 
@@ -46,7 +47,7 @@ class Command:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [str(SCRIPT), *TOY, *self.folders, *options])
             with pytest.raises(SystemExit) as stop:
-                arguments.run_script(spectrum_bounds.main)
+                script.run_script(spectrum_bounds.main)
         return stop.value.code
 
     def start(self, *options: str) -> subprocess.Popen:
@@ -306,12 +307,12 @@ def test_what_is_left_out_is_one_line_each_and_a_row_with_the_reason(command, ca
 
 def test_ratios_without_a_value_are_counted_in_the_tables_and_said_once(tmp_path, monkeypatch, capsys):
     # samples of class 3 have no loss, and so a gradient of exactly zero
-    pair = workloads.PAIRS["mnist", "lr"]
+    pair = pairs.PAIRS["mnist", "lr"]
 
     def loss(outputs, targets):
         return pair["loss"](outputs, targets) * (targets != 3)
 
-    monkeypatch.setitem(workloads.PAIRS, ("mnist", "lr"), pair | {"loss": loss})
+    monkeypatch.setitem(pairs.PAIRS, ("mnist", "lr"), pair | {"loss": loss})
     command = Command(tmp_path, tmp_path / "checkpoints")
     assert command() == 0
     (num_bad,) = command.table("trials")["num_bad"].unique()
@@ -382,7 +383,7 @@ def test_a_gradient_that_is_not_finite_names_part_sample_and_layer(command, offl
     inputs = mnist_data.test.inputs.clone()
     inputs[123, 0, 10, 10] = math.nan
     data = Dataset(mnist_data.train, Examples(inputs, mnist_data.test.targets))
-    monkeypatch.setitem(workloads.DATASETS, "mnist", lambda data_dir: data)
+    monkeypatch.setitem(pairs.DATASETS, "mnist", lambda data_dir: data)
     options = ["--test_mode", "test", "--num_test_grads", "500", "--offload", offload]
     assert command(*options) == 2
     check_refusal(command, capsys, "the gradient of test sample 123 is not finite in ")
@@ -395,7 +396,7 @@ def test_the_sample_named_is_its_number_in_the_test_set_when_only_some_are_queri
     inputs = mnist_data.test.inputs.clone()
     inputs[1::2] = math.nan
     data = Dataset(mnist_data.train, Examples(inputs, mnist_data.test.targets))
-    monkeypatch.setitem(workloads.DATASETS, "mnist", lambda data_dir: data)
+    monkeypatch.setitem(pairs.DATASETS, "mnist", lambda data_dir: data)
     assert command("--test_mode", "test") == 2
     message = capsys.readouterr().err
     named = int(message.split("test sample ")[1].split()[0])

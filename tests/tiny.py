@@ -8,7 +8,7 @@ TINY = """
 import torch
 from torch import nn
 
-from common.losses import cross_entropy
+from common.workloads.losses import cross_entropy
 from common.records import Examples, TrainingRecipe, Workload
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from common.user_workload import load_user_workload
+from common.foundations.errors import UserError
+from common.workloads.user_file import load_user_workload
 
 FILE = """
 import torch

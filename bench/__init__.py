@@ -1,0 +1,1 @@
+"""What bench.py is made of: the routes it times, growth with n, d and m, its tables and its figure."""

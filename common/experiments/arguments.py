@@ -1,0 +1,195 @@
+"""Options that both scripts share, their validation, and how a script ends."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from common.foundations.errors import UserError
+from common.workloads.pairs import DATASET_NAMES, MODEL_NAMES
+from common.workloads.user_file import load_user_workload
+
+LARGEST_DEFAULT_M = 65_536
+DEFAULT_PAIR = ("mnist", "mlp")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` as one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def positive_int(text: str) -> int:
+    """Parse a count: an integer from 1 to a million, beyond which no count of samples, trials or models is feasible."""
+    return _parse(text, int, lambda value: 1 <= value <= 10**6, "an integer >= 1 (and at most 1000000)")
+
+
+def dimension(text: str) -> int:
+    """Parse an integer from 1 to 2^40, far beyond the parameters of any model that fits a computer."""
+    return _parse(text, int, lambda value: 1 <= value <= 2**40, "an integer >= 1 (and at most 2^40)")
+
+
+def seed_int(text: str) -> int:
+    """Parse an integer >= 0."""
+    return _parse(text, int, lambda value: value >= 0, "an integer >= 0")
+
+
+def ridge_exponent(text: str) -> int:
+    """Parse an integer in [-300, 300], so that its power of ten is a float64."""
+    return _parse(text, int, lambda value: abs(value) <= 300, "an integer between -300 and 300")
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number >= 0."""
+    return _parse(text, float, lambda value: 0 <= value < float("inf"), "a number >= 0")
+
+
+def open_unit_float(text: str) -> float:
+    """Parse a number strictly between 0 and 1, large enough for its square to divide by."""
+    return _parse(text, float, lambda value: 1e-9 <= value < 1, "a number strictly between 0 and 1 (and at least 1e-9)")
+
+
+def power_of_two(text: str) -> int:
+    """Parse 1, 2, 4, 8, ..."""
+    return _parse(text, int, lambda value: value >= 1 and value & (value - 1) == 0, "a power of two: 1, 2, 4, ...")
+
+
+def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
+    """Add the options that both experiments have; `min_m` is the default of --min_m."""
+    add = parser.add_argument
+    add("--dataset", choices=DATASET_NAMES, default=None, help=f"data; default: {DEFAULT_PAIR[0]}")
+    add("--model", choices=MODEL_NAMES, default=None, help=f"model; default: {DEFAULT_PAIR[1]}")
+    add("--workload", type=Path, default=None, help="Python file with your own model and data, in place of a pair")
+    add("--proj_type", choices=("normal", "rademacher", "sjlt"), default="normal", help="law of the projection")
+    add("--batch_size", type=positive_int, default=32, help="samples per gradient batch")
+    add(
+        "--offload",
+        choices=("none", "cpu", "disk", "recompute"),
+        default=None,
+        help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute for normal, else cpu, or "
+        "disk from 4 GiB on",
+    )
+    add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
+    add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
+    add("--data_dir", type=Path, default=Path("data"), help="folder of datasets that are not embedded")
+    add("--output_dir", type=Path, default=Path("results"), help="folder of results")
+    add(
+        "--benchmark",
+        choices=("local", "dattri"),
+        default="local",
+        help="checkpoint and ground truth: trained here, or published",
+    )
+    add("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of checkpoints and ground truth")
+    add("--seed", type=seed_int, default=42, help="seed of queries and sketches")
+    add("--device", choices=("cuda", "cpu"), default=None, help="default: cuda where there is one, else cpu")
+    add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
+    add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
+    add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
+    add("--lambda_exp_min", type=ridge_exponent, default=-8, help="smallest ridge is 10 to this power")
+    add("--lambda_exp_max", type=ridge_exponent, default=2, help="largest ridge is 10 to this power")
+    add("--num_test_grads", type=positive_int, default=500, help="query gradients")
+    add("--num_train", type=positive_int, default=None, help="training samples used; default: all of the dataset's")
+    add("--epochs", type=positive_int, default=None, help="training epochs; default: the recipe's")
+    add("--explicit_projection", action="store_true", help="normal: project the d-dimensional gradients")
+    add("--sjlt_sparsity", type=power_of_two, default=1, help="non-zeros in each column of an SJLT")
+    add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
+    add("--predict_only", action="store_true", help="draw no sketch: closed-form predictions alone")
+    add("--fresh", action="store_true", help="do not continue an interrupted run")
+
+
+def check_shared_options(args: argparse.Namespace) -> None:
+    """Check what no single option can know, and fill in the default pair.
+
+    Raises:
+        UserError: options contradict each other.
+    """
+    if args.workload is not None:
+        for name, value in (("dataset", args.dataset), ("model", args.model)):
+            if value is not None:
+                raise UserError(f"--workload {args.workload} brings its own data and model; drop --{name} {value}")
+        if args.benchmark != "local":
+            raise UserError(f"--workload {args.workload} is nothing that --benchmark {args.benchmark} has published")
+    else:
+        args.dataset, args.model = args.dataset or DEFAULT_PAIR[0], args.model or DEFAULT_PAIR[1]
+    if args.epochs is not None and args.benchmark != "local":
+        raise UserError(f"--epochs {args.epochs} trains anew; --benchmark {args.benchmark} comes trained")
+    if args.num_train is not None and args.benchmark != "local":
+        raise UserError(f"--num_train {args.num_train}: --benchmark {args.benchmark} comes trained on all its samples")
+    if args.lambda_exp_min > args.lambda_exp_max:
+        raise UserError(
+            f"--lambda_exp_min {args.lambda_exp_min} exceeds --lambda_exp_max {args.lambda_exp_max}; it must not"
+        )
+    if args.explicit_projection and args.proj_type != "normal":
+        raise UserError(f"--explicit_projection is for --proj_type normal; {args.proj_type} always projects explicitly")
+    may_recompute = args.offload == "recompute" or (args.offload is None and uses_coordinates(args))
+    if args.grad_dtype != "float32" and may_recompute:
+        raise UserError(f"--grad_dtype {args.grad_dtype} needs stored gradients: --offload none, cpu or disk")
+    if args.proj_type == "sjlt" and args.min_m < args.sjlt_sparsity:
+        raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} needs --min_m of at least that, got {args.min_m}")
+    if args.proj_type != "sjlt" and args.sjlt_sparsity != 1:
+        raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} is for --proj_type sjlt, got {args.proj_type}")
+
+
+def uses_coordinates(args: argparse.Namespace) -> bool:
+    """Whether sketches are drawn of coordinates in an orthonormal basis: the law must be rotation invariant."""
+    return args.proj_type == "normal" and not args.explicit_projection
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device asked for; without a wish, CUDA where there is one, else the CPU with one line saying so.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
+    if name is None and not torch.cuda.is_available():
+        print("no CUDA device: running on the CPU")
+    # TF32 would leave gradients and sketches three digits
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def workload_name(args: argparse.Namespace) -> str:
+    """Return the name of the pair or of the user's own workload: it names folders and titles figures.
+
+    Raises:
+        UserError: see `load_user_workload`.
+    """
+    return f"{args.dataset}_{args.model}" if args.workload is None else load_user_workload(args.workload).name
+
+
+def ridge_grid(args: argparse.Namespace) -> list[float]:
+    """Return λ = 10^e for every integer e of the range, ascending."""
+    return [float(f"1e{e}") for e in range(args.lambda_exp_min, args.lambda_exp_max + 1)]
+
+
+def projection_dimensions(args: argparse.Namespace, num_parameters: int) -> tuple[list[int], list[int]]:
+    """Return the powers of two from --min_m to --max_m: those below d, and those left out because m >= d.
+
+    Raises:
+        UserError: none is left.
+    """
+    max_m = args.max_m if args.max_m is not None else min(LARGEST_DEFAULT_M, num_parameters - 1)
+    powers = [2**j for j in range(max_m.bit_length()) if args.min_m <= 2**j <= max_m]
+    used = [m for m in powers if m < num_parameters]
+    if not used:
+        limit = f"--min_m {args.min_m} .. --max_m {max_m}"
+        raise UserError(f"{limit} holds no power of two below the {num_parameters} parameters of the model")
+    return used, [m for m in powers if m >= num_parameters]
+
+
+def _parse(text: str, kind: type, allowed: Callable[[float], bool], description: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not allowed(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be {description}")
+    return value

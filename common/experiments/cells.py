@@ -1,0 +1,39 @@
+"""The (m, λ) cells that a sweep measures or predicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from common.sketches.geometry import Geometry
+from common.theory.column_sample import ColumnSample
+from common.theory.laws import corrected_ridge
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The (m, λ) cells of a sweep."""
+
+    ms: list[int]
+    """Projection dimensions, ascending."""
+    ridges: list[float]
+    """λ, ascending."""
+    effective_dimensions: list[float]
+    """d_λ of every λ."""
+    ridge_correction: bool
+    """Whether every cell is also solved with λ(1 - d_λ/m)."""
+    sjlt_columns: ColumnSample | None = None
+    """For an SJLT with one entry a column, whose law depends on how leverage is spread over columns."""
+
+    def corrected(self, geometry: Geometry, m: int) -> list[float]:
+        """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
+        return corrected_ridge(geometry.eigenvalues, m, torch.tensor(self.ridges, dtype=torch.float64)).tolist()
+
+    def smallest_ridge(self, geometry: Geometry) -> float:
+        """Return the smallest λ that any cell is solved with."""
+        solved = list(self.ridges)
+        if self.ridge_correction:
+            solved += [ridge for m in self.ms for ridge in self.corrected(geometry, m) if not math.isnan(ridge)]
+        return min(solved)

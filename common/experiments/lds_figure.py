@@ -1,0 +1,159 @@
+"""The picture of experiment 2: LDS over λ and m, measured points, predicted lines, and the predicted map."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patheffects import Normal, Stroke
+
+from common.experiments.arguments import workload_name
+from common.experiments.selection import Selection
+from common.experiments.spectrum_figure import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, save_figure
+
+MAX_CURVES = 5
+ORANGE, BLUE = "#D55E00", "#0072B2"
+OUTLINE = [Stroke(linewidth=2.5, foreground="black"), Normal()]
+
+
+def draw_hyperparam_selection(
+    folder: Path, table: pd.DataFrame, predicted: pd.DataFrame, selection: Selection | None, args: argparse.Namespace
+) -> None:
+    """Write figure.png and figure.pdf of experiment 2.
+
+    Args:
+        folder: where to.
+        table: summary.csv: sketched cells (measured and predicted, or predicted alone) and exact rows (m = inf).
+        predicted: the closed form on its own, finer grid of m.
+        selection: the choices; None where nothing was measured.
+        args: the script's options, for the title.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(14, 8.8), layout="constrained")
+        for panel, group, title in ((axes[0, 0], "val", "validation queries"), (axes[0, 1], "test", "test queries")):
+            _draw_over_ridge(panel, table, predicted, group)
+            panel.set_title(f"LDS against λ, {title}")
+        legend_below(axes[0, 0], ncols=3, title=MEASURED_AND_PREDICTED)
+        _draw_over_dimension(axes[0, 2], table, predicted, selection)
+        _draw_effective_dimension(axes[1, 0], table, selection)
+        _draw_normalised(axes[1, 1], table, predicted)
+        _draw_map(axes[1, 2], table, predicted)
+        figure.suptitle(f"{workload_name(args)}, {args.proj_type} projection, {args.num_subsets} subset models")
+        save_figure(figure, folder)
+
+
+def _draw_over_ridge(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame, group: str) -> None:
+    sketched, exact = _split(table)
+    grid = sorted(set(sketched["m"]) & {2**j for j in range(40)})
+    chosen = [grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(MAX_CURVES, len(grid)))]
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(chosen)))
+    for m, colour, marker in zip(chosen, colours, MARKERS, strict=False):
+        line = predicted[predicted["m"] == m]
+        axes.plot(line["lambda"], line[f"predicted_{group}_lds"], "-", color=colour, linewidth=1)
+        cells = sketched[sketched["m"] == m]
+        if f"{group}_lds" in cells:
+            low, high = cells[f"{group}_lds_low"], cells[f"{group}_lds_high"]
+            middle = cells[f"{group}_lds"]
+            axes.errorbar(
+                cells["lambda"],
+                middle,
+                [middle - low, high - middle],
+                fmt=marker,
+                color=colour,
+                label=f"m = {m:.0f}",
+                elinewidth=0.7,
+                capsize=2,
+            )
+    axes.fill_between(exact["lambda"], exact[f"{group}_lds_low"], exact[f"{group}_lds_high"], color="0.88", linewidth=0)
+    axes.plot(exact["lambda"], exact[f"{group}_lds"], "--", color="black", label="exact, no sketch")
+    axes.set(xscale="log", xlabel="λ", ylabel="LDS (bars, band: 95 % over queries)")
+
+
+def _draw_over_dimension(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame, selection: Selection | None) -> None:
+    sketched, exact = _split(table)
+    star = selection.lambda_star if selection else exact.loc[exact["val_lds"].idxmax(), "lambda"]
+    if star is None:
+        axes.set_title("no λ* exists")
+        return
+    cells, line, limit = (part[part["lambda"] == star] for part in (sketched, predicted, exact))
+    for group, colour, marker in (("val", ORANGE, "o"), ("test", BLUE, "s")):
+        axes.plot(line["m"], line[f"predicted_{group}_lds"], "-", color=colour, linewidth=1)
+        if f"{group}_lds" in cells:
+            axes.errorbar(
+                cells["m"],
+                cells[f"{group}_lds"],
+                cells[f"{group}_lds_std"],
+                fmt=marker,
+                color=colour,
+                elinewidth=0.7,
+                capsize=2,
+                label=f"{group} (bars: sd over sketches)",
+            )
+        axes.axhline(limit[f"{group}_lds"].iloc[0], color=colour, linestyle="--", linewidth=0.8)
+    axes.axvline(limit["d_lambda"].iloc[0], color="black", linestyle=":", linewidth=1, label="$d_{λ*}$")
+    if selection and selection.m_95:
+        axes.axvline(selection.m_95, color="black", linestyle="-.", linewidth=1, label="$m_{95}$")
+    axes.set(xscale="log", xlabel="m", ylabel="LDS (dashed: exact)", title=f"LDS against m at λ* = {star:g}")
+    legend_below(axes, ncols=2)
+
+
+def _draw_effective_dimension(axes: Axes, table: pd.DataFrame, selection: Selection | None) -> None:
+    _, exact = _split(table)
+    axes.plot(exact["lambda"], exact["d_lambda"], "o-", color=BLUE)
+    if selection and selection.lambda_star:
+        axes.axvline(selection.lambda_star, color="black", linestyle=":", linewidth=1, label="λ*")
+        axes.axhline(selection.d_lambda_star, color="black", linestyle=":", linewidth=1)
+        legend_below(axes, ncols=1)
+    axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="$d_λ$", title="Effective dimension")
+
+
+def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
+    sketched, exact = _split(table)
+    best = exact.set_index("lambda")["test_lds"]
+    useful = [ridge for ridge, lds in best.items() if lds > max(0, 0.2 * best.max())]
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(1, len(useful))))
+    for ridge, colour, marker in zip(useful, colours, MARKERS, strict=False):
+        line = predicted[predicted["lambda"] == ridge]
+        axes.plot(line["m_over_d_lambda"], line["predicted_test_lds"] / best[ridge], "-", color=colour, linewidth=1)
+        cells = sketched[sketched["lambda"] == ridge]
+        if "test_lds" in cells:
+            axes.plot(
+                cells["m_over_d_lambda"], cells["test_lds"] / best[ridge], marker, color=colour, label=f"{ridge:.0e}"
+            )
+    axes.axhline(0.95, color="black", linestyle=":", linewidth=0.8)
+    axes.axvline(1, color="black", linestyle=":", linewidth=0.8)
+    axes.set(
+        xscale="log",
+        xlabel="$m / d_λ$",
+        ylabel="test LDS / exact test LDS",
+        title="Normalised LDS (dotted: 95 %, $m = d_λ$)",
+    )
+    if useful:
+        legend_below(axes, ncols=5, title="λ")
+
+
+def _draw_map(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
+    ms, ridges = np.unique(predicted["m"]), np.unique(predicted["lambda"])
+    lds = predicted.pivot(index="lambda", columns="m", values="predicted_val_lds").to_numpy()
+    mesh = axes.pcolormesh(ms, ridges, lds, cmap="cividis", shading="nearest", rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
+    best = ridges[np.nanargmax(lds, axis=0)]
+    axes.plot(ms, best, "-", color="white", linewidth=1.5, label="predicted λ*(m)", path_effects=OUTLINE)
+    sketched, _ = _split(table)
+    if "val_lds" in sketched:
+        measured = sketched.dropna(subset="val_lds")
+        optimum = measured.loc[measured.groupby("m")["val_lds"].idxmax()]
+        axes.plot(optimum["m"], optimum["lambda"], "o", color=ORANGE, markeredgecolor="white", label="measured λ*(m)")
+    axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ", title="Predicted validation LDS")
+    axes.grid(False)
+    legend_below(axes, ncols=2)
+
+
+def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table = table.astype({"m": float})
+    sketched = np.isfinite(table["m"])
+    return table[sketched], table[~sketched]

@@ -1,0 +1,271 @@
+"""Experiment 2 in numbers: the LDS of one sketch, exact rows, summary over sketches, predictions, recommendation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.experiments.cells import Cells
+from common.experiments.metrics import bootstrap_interval, lds_per_query
+from common.experiments.selection import REACHED_SHARE, LdsGrid
+from common.foundations.seeds import make_generator
+from common.sketches.geometry import Geometry
+from common.sketches.influence import SketchedProblem, exact_influence, whitened_or_nan
+from common.theory.lds import predict_lds
+from common.theory.ranks import unit_ranks
+from common.workloads.benchmark import GroundTruth
+
+SPLIT_STREAM = 1_000_033
+MS_PER_OCTAVE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LdsTask:
+    """What attribution has to predict: the losses of the queries after training on each subset."""
+
+    geometry: Geometry
+    """Coordinates of all gradients."""
+    subset_sums: Tensor
+    """(S, r) coordinates of the sums of the training gradients of each subset."""
+    loss_ranks: Tensor
+    """(S, k) ranks of the losses, see metrics.unit_ranks."""
+    losses: Tensor
+    """(S, k) losses."""
+    groups: dict[str, Tensor]
+    """`val`: queries that select λ and m; `test`: the others. (k_val,) and (k_test,) int64."""
+    cells: Cells
+    """Projection dimensions m and ridges λ of the grid."""
+    seed: int
+    """Of the bootstrap."""
+
+    @property
+    def num_subsets(self) -> int:
+        """S."""
+        return len(self.losses)
+
+
+def make_task(
+    geometry: Geometry,
+    truth: GroundTruth,
+    query_samples: Tensor,
+    cells: Cells,
+    num_val: int,
+    seed: int,
+) -> tuple[LdsTask, Tensor]:
+    """Return the task, and the (S + k, N) weights of the vectors to sketch: subset sums, then queries.
+
+    `query_samples` are the queries' indices in the test set; `num_val` of them, drawn at random, select λ and m.
+    """
+    weights = geometry.subset_weights(truth.subset_indices)
+    losses = truth.losses[:, query_samples].double()
+    order = torch.randperm(len(query_samples), generator=make_generator("cpu", seed, SPLIT_STREAM))
+    task = LdsTask(
+        geometry=geometry,
+        subset_sums=weights @ geometry.rows,
+        loss_ranks=unit_ranks(losses),
+        losses=losses,
+        groups={"val": order[:num_val].sort().values, "test": order[num_val:].sort().values},
+        cells=cells,
+        seed=seed,
+    )
+    return task, torch.cat([weights, geometry.query_weights().to_dense()])
+
+
+def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:
+    """Return one row a λ: the LDS of every query under one sketch."""
+    rows = []
+    for ridge, corrected in zip(task.cells.ridges, task.cells.corrected(task.geometry, m), strict=True):
+        row = {"trial": trial, "m": m, "lambda": ridge, "per_query": _sketched_lds(problem, ridge, task)}
+        if task.cells.ridge_correction:
+            row["corrected_lambda"] = corrected
+            if not math.isnan(corrected):
+                row["corrected_per_query"] = _sketched_lds(problem, corrected, task)
+        rows.append(row)
+    return rows
+
+
+def exact_rows(task: LdsTask) -> pd.DataFrame:
+    """Return one row a λ with m = inf: the LDS of every query without a sketch."""
+    rows = []
+    for ridge in task.cells.ridges:
+        scores = exact_influence(task.geometry.eigenvalues, task.subset_sums, task.geometry.queries, ridge)
+        per_query = lds_per_query(scores, task.loss_ranks).tolist()
+        rows.append({"trial": 0, "m": math.inf, "lambda": ridge, "per_query": per_query})
+    return pd.DataFrame(rows)
+
+
+def trial_table(units: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
+    """Return trials.csv: one row a (trial, m, λ) with the mean LDS of both groups of queries."""
+    table = _with_effective_dimension(units[["trial", "m", "lambda"]], task)
+    for prefix in _prefixes(units):
+        if prefix:
+            table[f"{prefix}lambda"] = units[f"{prefix}lambda"]
+        for name, group in task.groups.items():
+            values = [_group_values(per_query, group) for per_query in units[f"{prefix}per_query"]]
+            table[f"{prefix}{name}_lds"] = [np.nanmean(v) if np.isfinite(v).any() else math.nan for v in values]
+            table[f"{prefix}{name}_num_bad"] = [int((~np.isfinite(v)).sum()) for v in values]
+    return table
+
+
+def summarise(units: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
+    """Return one row an (m, λ): mean and standard deviation of the LDS over sketches, 95 % intervals over queries."""
+    trials = trial_table(units, task)
+    groups = trials.groupby(["m", "lambda"], sort=True)
+    summary = groups[["d_lambda", "m_over_d_lambda"]].first()
+    summary.insert(2, "num_trials", groups.size())
+    for prefix in _prefixes(units):
+        if prefix:
+            summary[f"{prefix}lambda"] = groups[f"{prefix}lambda"].first()
+        over_trials = units.groupby(["m", "lambda"], sort=True)[f"{prefix}per_query"]
+        for name, group in task.groups.items():
+            column = f"{prefix}{name}_lds"
+            summary[column] = groups[column].mean()
+            summary[f"{column}_std"] = groups[column].std()
+            intervals = [_interval(per_query, group, task.seed) for _, per_query in over_trials]
+            summary[f"{column}_low"], summary[f"{column}_high"] = zip(*intervals, strict=True)
+            summary[f"{prefix}{name}_num_bad"] = groups[f"{prefix}{name}_num_bad"].sum()
+    return summary.reset_index()
+
+
+def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
+    """Return one row an (m, λ): the closed-form LDS of both groups, mean and standard deviation over sketches."""
+    index = pd.MultiIndex.from_product([ms, task.cells.ridges], names=["m", "lambda"]).to_frame(index=False)
+    table = _with_effective_dimension(index, task)
+    for corrected in (False, True) if task.cells.ridge_correction else (False,):
+        prediction = predict_lds(
+            task.geometry.eigenvalues,
+            task.subset_sums,
+            task.geometry.queries,
+            task.losses,
+            ms,
+            task.cells.ridges,
+            groups=list(task.groups.values()),
+            corrected=corrected,
+            sjlt_columns=task.cells.sjlt_columns,
+        )
+        prefix = "predicted_corrected_" if corrected else "predicted_"
+        for i, name in enumerate(task.groups):
+            table[f"{prefix}{name}_lds"] = prediction.mean[i].flatten().tolist()
+            table[f"{prefix}{name}_lds_std"] = prediction.std[i].flatten().tolist()
+    return table
+
+
+def join(sketched: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
+    """Return summary.csv: the sketched cells, then the exact ones with m = inf; m prints as an integer or inf."""
+    table = pd.concat([sketched, exact], ignore_index=True)
+    table["m"] = pd.Series([m if math.isinf(m) else int(m) for m in table["m"]], dtype=object)
+    return table
+
+
+def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
+    """Return the median and the worst absolute gap of predicted to measured LDS over the sketched cells, m >= 64."""
+    gaps = {}
+    for prefix in ("", "corrected_"):
+        for name in ("val_lds", "test_lds"):
+            if f"{prefix}{name}" not in summary:
+                continue
+            gap = (summary[f"predicted_{prefix}{name}"] - summary[f"{prefix}{name}"]).abs()
+            gap = gap[summary["m"] >= 64].dropna()
+            gaps[f"{prefix}{name}_gap_median"] = gap.median() if len(gap) else None
+            gaps[f"{prefix}{name}_gap_worst"] = gap.max() if len(gap) else None
+            gaps[f"{prefix}{name}_gap_cells"] = len(gap)
+    return gaps
+
+
+def fine_dimensions(ms: Sequence[int], only_powers_of_two: bool) -> list[int]:
+    """Return the projection dimensions of the predicted map: two an octave, or powers of two alone."""
+    if only_powers_of_two:
+        return list(ms)
+    steps = round(math.log2(ms[-1] / ms[0]) * MS_PER_OCTAVE)
+    return sorted({round(ms[0] * 2 ** (i / MS_PER_OCTAVE)) for i in range(steps + 1)})
+
+
+def cheapest(predicted: pd.DataFrame, exact: pd.DataFrame) -> dict | None:
+    """Return the smallest m, with its best λ, whose predicted validation LDS reaches 95 % of the best exact one.
+
+    None where the best exact validation LDS is not positive, or no m of the map reaches 95 % of it.
+    """
+    best = exact["val_lds"].max()
+    reached = predicted[predicted["predicted_val_lds"] >= REACHED_SHARE * best]
+    if not best > 0 or reached.empty:
+        return None
+    smallest = reached[reached["m"] == reached["m"].min()]
+    chosen = smallest.loc[smallest["predicted_val_lds"].idxmax()]
+    return {
+        "m": int(chosen["m"]),
+        "lambda": chosen["lambda"],
+        "d_lambda": chosen["d_lambda"],
+        "best_exact_val_lds": best,
+        "predicted_val_lds": chosen["predicted_val_lds"],
+        "predicted_test_lds": chosen["predicted_test_lds"],
+    }
+
+
+def measured_at(advice: dict | None, summary: pd.DataFrame) -> dict | None:
+    """Return the recommendation with what was measured at it beside what was predicted."""
+    if advice is None:
+        return None
+    cell = summary[(summary["m"] == advice["m"]) & (summary["lambda"] == advice["lambda"])].iloc[0]
+    measured = {f"measured_{name}": cell[name] for name in ("val_lds", "val_lds_std", "test_lds", "test_lds_std")}
+    return advice | {name: None if math.isnan(value) else float(value) for name, value in measured.items()}
+
+
+def advice_sentence(advice: dict | None) -> str:
+    """Return the recommendation of the closed form as one sentence."""
+    if advice is None:
+        return "No recommendation: no (m, λ) is predicted to reach 95 % of a positive best exact validation LDS."
+    measured = advice.get("measured_test_lds")
+    return (
+        f"Recommendation: m = {advice['m']}, λ = {advice['lambda']:g} is the cheapest predicted to reach 95 % of the "
+        f"best exact validation LDS ({advice['best_exact_val_lds']:.3f}): test LDS {advice['predicted_test_lds']:.3f} "
+        f"predicted, {'not measured' if measured is None else f'{measured:.3f} measured'}."
+    )
+
+
+def selection_grid(trials: pd.DataFrame, exact: pd.DataFrame, task: LdsTask) -> LdsGrid:
+    """Return the measured LDS of the grid's own m as arrays for the choice rules."""
+    ms = task.cells.ms
+    trials = trials[trials["m"].isin(ms)].sort_values(["trial", "m", "lambda"])
+    shape = (trials["trial"].nunique(), len(ms), len(task.cells.ridges))
+    return LdsGrid(
+        ms=np.array(ms),
+        ridges=np.array(task.cells.ridges),
+        effective_dimensions=np.array(task.cells.effective_dimensions),
+        val_lds=trials["val_lds"].to_numpy().reshape(shape),
+        test_lds=trials["test_lds"].to_numpy().reshape(shape),
+        exact_val_lds=exact["val_lds"].to_numpy(),
+        exact_test_lds=exact["test_lds"].to_numpy(),
+        num_val_queries=len(task.groups["val"]),
+    )
+
+
+def _sketched_lds(problem: SketchedProblem, ridge: float, task: LdsTask) -> list[float]:
+    whitened = whitened_or_nan(problem, ridge)
+    scores = whitened[: task.num_subsets] @ whitened[task.num_subsets :].T
+    return lds_per_query(scores.cpu(), task.loss_ranks).tolist()
+
+
+def _with_effective_dimension(cells: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
+    d_lambda = cells["lambda"].map(dict(zip(task.cells.ridges, task.cells.effective_dimensions, strict=True)))
+    return cells.assign(d_lambda=d_lambda, m_over_d_lambda=cells["m"] / d_lambda)
+
+
+def _prefixes(units: pd.DataFrame) -> list[str]:
+    return [prefix for prefix in ("", "corrected_") if f"{prefix}per_query" in units]
+
+
+def _group_values(per_query, group: Tensor) -> np.ndarray:
+    if not isinstance(per_query, list):  # a cell without a corrected ridge
+        return np.full(len(group), math.nan)
+    return np.array(per_query, dtype=np.float64)[group.numpy()]
+
+
+def _interval(per_query: pd.Series, group: Tensor, seed: int) -> tuple[float, float]:
+    mean_over_trials = np.mean([_group_values(values, group) for values in per_query], axis=0)
+    return bootstrap_interval(torch.from_numpy(mean_over_trials), seed)

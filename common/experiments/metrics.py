@@ -1,0 +1,176 @@
+"""How good sketched scores are: error statistics of influence, linear datamodeling score, intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import nan
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.theory.ranks import unit_ranks
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Distribution over queries of ε = |ratio − 1|; all but `num_bad` are NaN where no ratio is finite."""
+
+    mean_ratio: float
+    """Mean of the finite ratios of sketched to exact self-influence; 1 means unbiased."""
+    eps_mean: float
+    """Mean of ε."""
+    eps_50: float
+    """Median of ε."""
+    eps_95: float
+    """95 % quantile of ε, linear interpolation."""
+    eps_99: float
+    """99 % quantile of ε, linear interpolation."""
+    eps_max: float
+    """Largest ε."""
+    num_bad: int
+    """Ratios that are NaN or infinite: left out of every number above."""
+
+
+def error_statistics(ratios: Tensor) -> ErrorStatistics:
+    """Return mean ratio and the mean, quantiles and maximum of ε = |ratio − 1| over the finite ratios.
+
+    Args:
+        ratios: (k,) sketched over exact self-influence, dimensionless.
+
+    Raises:
+        ValueError: `ratios` is not one-dimensional.
+    """
+    if ratios.ndim != 1:
+        raise ValueError(f"ratios must have shape (k,), not {tuple(ratios.shape)}")
+    ratios = ratios.detach().double()
+    finite = ratios[ratios.isfinite()]
+    num_bad = len(ratios) - len(finite)
+    if len(finite) == 0:
+        return ErrorStatistics(nan, nan, nan, nan, nan, nan, num_bad)
+    errors = (finite - 1.0).abs()
+    levels = torch.tensor([0.5, 0.95, 0.99], dtype=errors.dtype, device=errors.device)
+    eps_50, eps_95, eps_99 = errors.quantile(levels).tolist()
+    return ErrorStatistics(
+        mean_ratio=finite.mean().item(),
+        eps_mean=errors.mean().item(),
+        eps_50=eps_50,
+        eps_95=eps_95,
+        eps_99=eps_99,
+        eps_max=errors.max().item(),
+        num_bad=num_bad,
+    )
+
+
+def spearman_columns(predicted: Tensor, actual: Tensor) -> Tensor:
+    """Return the Spearman correlation, average ranks for ties, of each column of two (S, k) matrices.
+
+    Returns:
+        (k,) float64; NaN where either column is constant or holds a non-finite value.
+
+    Raises:
+        ValueError: the shapes differ or are not two-dimensional.
+    """
+    return _correlate(unit_ranks(predicted), unit_ranks(actual))
+
+
+def _correlate(first: Tensor, second: Tensor) -> Tensor:
+    if first.shape != second.shape:
+        raise ValueError(f"shapes to correlate differ: {tuple(first.shape)} and {tuple(second.shape)}")
+    # Rounding may leave a perfect correlation 1e-16 above 1; NaN passes through.
+    return (first * second).sum(dim=0).clamp(-1.0, 1.0)
+
+
+def lds_per_query(subset_score_sums: Tensor, loss_ranks: Tensor) -> Tensor:
+    """Return the linear datamodeling score of every query.
+
+        LDS(q) = Spearman over subsets S of  ( −Σ_{i∈S} score(i, q) ,  loss of q when trained on S )
+
+    Sign convention: a positive score says that training on sample i *lowers* the loss of q, so the predicted
+    loss is *minus* the sum, and a useful score has a positive LDS.
+
+    Reference: Park, Georgiev, Ilyas, Leclerc, Madry, "TRAK: Attributing Model Behavior at Scale",
+    arXiv 2303.14186.
+
+    Args:
+        subset_score_sums: (S, k) sums of the scores over the members of each subset.
+        loss_ranks: (S, k) `unit_ranks` of the *losses* after training on each subset; where a ground truth
+            stores minus the loss, turn its sign before ranking.
+
+    Returns:
+        (k,) float64; NaN where the sums or the losses of a query are constant or non-finite.
+
+    Raises:
+        ValueError: the shapes differ or are not two-dimensional.
+    """
+    predicted_losses = -subset_score_sums
+    return _correlate(unit_ranks(predicted_losses), loss_ranks)
+
+
+@dataclass(frozen=True, eq=False)
+class LdsResult:
+    """Linear datamodeling score over a set of queries."""
+
+    mean: float
+    """Mean over the valid queries; NaN where there is none."""
+    low: float
+    """Lower end of the 95 % interval of the mean, see `bootstrap_interval`."""
+    high: float
+    """Upper end of that interval."""
+    num_bad: int
+    """Queries without a correlation (constant or non-finite column): left out of the three above."""
+    per_query: Tensor
+    """(k,) float64 correlations, NaN for the bad ones."""
+
+
+def summarise_lds(per_query: Tensor, seed: int) -> LdsResult:
+    """Return mean, 95 % bootstrap interval and number of bad queries of (k,) correlations."""
+    valid = per_query[per_query.isfinite()]
+    low, high = bootstrap_interval(per_query, seed)
+    mean = valid.mean().item() if len(valid) else nan
+    return LdsResult(mean, low, high, len(per_query) - len(valid), per_query)
+
+
+def linear_datamodeling_score(subset_score_sums: Tensor, losses: Tensor, seed: int) -> LdsResult:
+    """Return the summary of `lds_per_query` for (S, k) score sums and (S, k) losses (not minus losses)."""
+    return summarise_lds(lds_per_query(subset_score_sums, unit_ranks(losses)), seed)
+
+
+def bootstrap_interval(
+    values: Tensor, seed: int, num_resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of the finite values.
+
+    Queries are resampled, nothing else: the interval says how far the mean would move with other queries,
+    not with other subset models, which all queries share. For few values it covers a little less than `level`:
+    near 0.92 instead of 0.95 for k = 20 normal values.
+
+    Reference: Efron, Tibshirani, "An Introduction to the Bootstrap", chapter 13.
+
+    Args:
+        values: (k,) one number a query, on the CPU.
+        seed: of the resampling; equal seeds give equal intervals.
+        num_resamples: resamples of the queries.
+        level: coverage, in (0, 1).
+
+    Returns:
+        (low, high); both NaN for fewer than two finite values, which say nothing about their spread.
+    """
+    values = values[values.isfinite()].detach().double().numpy()
+    if len(values) < 2:
+        return nan, nan
+    # Einsum stays on one thread: on a busy machine a threaded product this small waits 100 times its own cost.
+    means = np.einsum("rk,k->r", _resampling_weights(len(values), seed, num_resamples), values)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail]).tolist()
+    return low, high
+
+
+@lru_cache(maxsize=16)
+def _resampling_weights(num_values: int, seed: int, num_resamples: int) -> np.ndarray:
+    # (num_resamples, num_values): each row is Multinomial(num_values, uniform) / num_values, so the product with
+    # the values is one resampled mean a row. Kept, because all cells of an experiment share it.
+    generator = np.random.default_rng(seed)
+    uniform = np.full(num_values, 1.0 / num_values)
+    return generator.multinomial(num_values, uniform, size=num_resamples) / num_values

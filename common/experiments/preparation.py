@@ -1,0 +1,264 @@
+"""What both experiments do first: data, model, gradients, geometry; and the sketcher they then use."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from common.experiments.arguments import choose_device, projection_dimensions, ridge_grid, uses_coordinates
+from common.experiments.column_sample import sample_columns
+from common.experiments.run import Run
+from common.foundations.errors import UserError
+from common.foundations.seeds import make_generator
+from common.foundations.storage import file_checksum, fingerprint
+from common.gradients.checks import check_gradients
+from common.gradients.kept_rows import Gradients
+from common.gradients.planning import DTYPES, GradientPlan, plan_gradients
+from common.sketches.cache import Cache
+from common.sketches.geometry import RESOLUTION, Geometry, build_geometry, resolved_ridge
+from common.sketches.projectors import make_projector
+from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
+from common.theory.column_sample import ColumnSample
+from common.theory.spectrum import effective_dimension
+from common.workloads.benchmark import TrainedModel, check_ground_truth, load_trained_model
+from common.workloads.pairs import check_pair, load_workload
+from common.workloads.published import load_published_benchmark
+from common.workloads.records import Dataset, Workload
+from common.workloads.user_file import load_user_workload, naming, without_ground_truth
+
+QUERY_STREAM = 1_000_003
+
+
+class LazyGradients:
+    """All rows, computed or opened when they are first asked for: with a geometry of an earlier run, many never are."""
+
+    def __init__(self, run: Run, cache: Cache):
+        self._run, self._cache, self._gradients = run, cache, None
+
+    def get(self, norms: Tensor | None = None) -> Gradients:
+        """Return the gradients; `norms` are their (N,) lengths, where they are known."""
+        if self._gradients is None:
+            with self._run.phase("gradients"):
+                self._gradients, from_cache = self._cache.gradients(norms)
+            self._run.record(gradients_from_cache=from_cache)
+        return self._gradients
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything an experiment needs before its first sketch."""
+
+    workload: Workload
+    """Data, model factory, loss, recipe."""
+    plan: GradientPlan
+    """Which gradients of which checkpoint, and how they are computed."""
+    device: torch.device
+    """Where gradients, geometry and sketches are computed."""
+    num_parameters: int
+    """d."""
+    gradients: LazyGradients
+    """All rows: training samples, then test queries if there are any."""
+    geometry: Geometry
+    """Coordinates of all rows, eigenvalues of F."""
+    query_samples: Tensor
+    """(k,) int64 indices of the queries in the training or test set."""
+    ms: list[int]
+    """Projection dimensions of the sweep, ascending."""
+    ms_left_out: list[int]
+    """Powers of two asked for that are not below d."""
+    ridges: list[float]
+    """λ, ascending."""
+    ridges_left_out: list[float]
+    """λ asked for that are below rounding, see geometry.resolved_ridge."""
+    effective_dimensions: list[float]
+    """d_λ for every λ."""
+
+    def rows(self) -> Gradients:
+        """Return the gradients, whose lengths the geometry knows: recomputed ones then need no Gram matrix again."""
+        return self.gradients.get(self.geometry.norms)
+
+
+def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
+    """Return a trained model's gradients and their geometry; every step is timed and recorded in config.json.
+
+    Args:
+        args: the script's options.
+        run: where to record.
+        query_kind: `self` (queries are training samples) or `test` (test samples).
+
+    Raises:
+        UserError: see the functions called.
+    """
+    device = choose_device(args.device)
+    workload, trained = _load_model(args, run, device)
+    num_parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
+    ms, ms_left_out = projection_dimensions(args, num_parameters)
+    _print_model(workload, trained, num_parameters)
+
+    parts, query_rows, query_samples = _choose_queries(workload, query_kind, args.num_test_grads, args.seed)
+    with run.phase("plan"):
+        plan = plan_gradients(
+            workload,
+            trained.model,
+            parts,
+            args.batch_size,
+            args.offload,
+            DTYPES[args.grad_dtype],
+            device,
+            last_samples=query_samples if query_kind == "test" else None,
+            prefer_stored=not uses_coordinates(args),
+        )
+        cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
+    gradients = LazyGradients(run, cache)
+    geometry = _find_geometry(run, cache, gradients, query_rows)
+    ridges, ridges_left_out = _resolved_ridges(ridge_grid(args), geometry)
+    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
+    run.record(
+        data_fingerprint=fingerprint(*_data(workload)),
+        workload_checksum=None if args.workload is None else file_checksum(args.workload),
+        checkpoint_fingerprint=trained.fingerprint,
+        train_accuracy=trained.train_accuracy,
+        test_accuracy=trained.test_accuracy,
+        n=len(workload.train),
+        k=len(query_rows),
+        d=num_parameters,
+        rank=geometry.rank,
+        ms=ms,
+        ridges_left_out=ridges_left_out,
+        device=str(device),
+        offload=plan.offload,
+    )
+    run.announce_replacement()
+    print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
+    return Prepared(
+        workload=workload,
+        plan=plan,
+        device=device,
+        num_parameters=num_parameters,
+        gradients=gradients,
+        geometry=geometry,
+        query_samples=query_samples,
+        ms=ms,
+        ms_left_out=ms_left_out,
+        ridges=ridges,
+        ridges_left_out=ridges_left_out,
+        effective_dimensions=d_lambda,
+    )
+
+
+def make_sketcher(
+    args: argparse.Namespace, prepared: Prepared, vectors: Tensor, smallest_ridge: float
+) -> CoordinateSketcher | ExplicitSketcher:
+    """Return the sketcher of the options; `vectors` (v, N) weigh the unit rows, see common/sketching.py."""
+    if uses_coordinates(args):
+        return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, args.seed)
+    projector = make_projector(args.proj_type, args.seed, args.sjlt_sparsity)
+    return ExplicitSketcher(prepared.rows(), projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
+
+
+def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> ColumnSample | None:
+    """Return what the closed form of an SJLT with one entry a column needs besides the spectrum; else None."""
+    if args.proj_type != "sjlt" or args.sjlt_sparsity != 1:
+        return None
+    gradients = prepared.rows()
+    with run.phase("column sample"):
+        return sample_columns(gradients, prepared.geometry, args.seed)
+
+
+def _load_model(args: argparse.Namespace, run: Run, device: torch.device) -> tuple[Workload, TrainedModel]:
+    """Return the workload and its checkpoint; --benchmark dattri brings its ground truth along."""
+    if args.workload is None:
+        check_pair(args.dataset, args.model)
+    trained = None
+    if args.benchmark == "dattri":
+        with run.phase("published benchmark"):
+            trained, truth, *data = load_published_benchmark(args.dataset, args.model, args.benchmark_dir, device)
+            workload = replace(load_workload(args.dataset, args.model, data=Dataset(*data)), ground_truth=truth)
+    else:
+        with run.phase("data"):
+            workload = _load_workload(args)
+    if "num_subsets" in args:
+        # retraining comes after the gradients, which may take hours: say before them that it cannot be done
+        check_ground_truth(workload, args.num_subsets)
+    if trained is None:
+        with run.phase("checkpoint"):
+            trained = load_trained_model(workload, args.benchmark_dir, device)
+    return workload, trained
+
+
+def _load_workload(args: argparse.Namespace) -> Workload:
+    if args.workload is None:
+        workload = load_workload(args.dataset, args.model, args.num_train, args.data_dir)
+    else:
+        workload = load_user_workload(args.workload, args.num_train)
+        with naming(args.workload):
+            check_gradients(workload, args.workload.resolve())
+    if args.epochs is None:
+        return workload
+    if workload.recipe is None:
+        raise UserError(f"--epochs {args.epochs}: {workload.name} has no recipe, its model comes trained")
+    recipe = replace(workload.recipe, epochs=args.epochs)
+    return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {args.epochs}")
+
+
+def _find_geometry(run: Run, cache: Cache, gradients: LazyGradients, query_rows: Tensor) -> Geometry:
+    """Return the geometry of an earlier run, or build and keep it."""
+    with cache.geometry_lock() as usable:
+        with run.phase("geometry"):
+            geometry = cache.read_geometry(query_rows) if usable else None
+        run.record(geometry_from_cache=geometry is not None, gradients_from_cache=None)
+        if geometry is None:
+            rows = gradients.get()
+            with run.phase("geometry"):
+                num_train = len(cache.plan.parts[0][1])
+                geometry = build_geometry(rows.unit_gram(), rows.norms, num_train, query_rows)
+                if usable:
+                    cache.keep_geometry(geometry)
+    return geometry
+
+
+def _data(workload: Workload) -> list[Tensor]:
+    """Return all tensors of a workload that the numbers of an experiment depend on."""
+    truth = workload.ground_truth
+    tensors = [workload.train.inputs, workload.train.targets, workload.test.inputs, workload.test.targets]
+    return tensors if truth is None else [*tensors, truth.subset_indices, truth.losses]
+
+
+def _choose_queries(workload: Workload, kind: str, count: int, seed: int):
+    """Return the parts to extract, the query rows among them, and the queries' indices in their own set."""
+    available = workload.train if kind == "self" else workload.test
+    if count > len(available):
+        print(f"--num_test_grads {count}: all {len(available)} samples there are")
+        count = len(available)
+    order = torch.randperm(len(available), generator=make_generator("cpu", seed, QUERY_STREAM))
+    samples = order[:count].sort().values
+    parts = [("training", workload.train)]
+    if kind == "self":
+        return parts, samples, samples
+    rows = torch.arange(len(workload.train), len(workload.train) + count)
+    return [*parts, ("test", workload.test.subset(samples))], rows, samples
+
+
+def _resolved_ridges(ridges: list[float], geometry: Geometry) -> tuple[list[float], list[float]]:
+    """Return the λ for which scores mean anything, and those left out, with one line that says so."""
+    if geometry.rank == 0:
+        raise UserError("every training gradient is zero: F = 0 has no spectrum to study")
+    smallest = resolved_ridge(geometry.eigenvalues.sum().item())
+    used = [ridge for ridge in ridges if ridge >= smallest]
+    limit = f"{smallest:.3g} = {RESOLUTION:g} tr F, below which scores are rounding errors"
+    if not used:
+        raise UserError(f"--lambda_exp_max: every λ is below {limit}; largest λ is {ridges[-1]:g}")
+    left_out = ridges[: len(ridges) - len(used)]
+    if left_out:
+        print(f"left out, below {limit}: λ = {', '.join(f'{ridge:g}' for ridge in left_out)}")
+    return used, left_out
+
+
+def _print_model(workload: Workload, trained: TrainedModel, num_parameters: int) -> None:
+    accuracy = ""
+    if trained.train_accuracy is not None:
+        accuracy = f", accuracy {trained.train_accuracy:.1%} train, {trained.test_accuracy:.1%} test"
+    print(f"{workload.name}: {len(workload.train)} training samples, {num_parameters} parameters{accuracy}")

@@ -1,0 +1,74 @@
+"""How an entry script ends: its exit status, and one line where something is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from common.foundations.errors import UserError
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's main; user errors and lack of memory become one line and status 2, Ctrl-C status 130.
+
+    Where nobody reads the output any more (`| head -1`) the status is 1.
+    """
+    signal.signal(signal.SIGINT, _interrupt_once)
+    status = 1
+    try:
+        status = _run(main)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        status = status or 1
+        # the interpreter writes what is left when it ends
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+    sys.exit(status)
+
+
+def _run(main: Callable[[], None]) -> int:
+    """Run `main` and return the exit status, after one line where it is not 0."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except SystemExit as stop:  # the parser's, which has said why
+        return stop.code
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        print("stopped: nobody reads the output any more; the same command completes what is missing", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"{script}: error: out of memory; less is needed with --offload disk or recompute, or a "
+            "smaller --batch_size, --max_m, --num_train or --num_test_grads",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command continues after the last finished sketch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _interrupt_once(*_) -> NoReturn:
+    """Raise KeyboardInterrupt, once: pressed again, Ctrl-C must not cut off what ends the script in good order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether numpy, torch (on any device) or the system could not give the memory asked for."""
+    # torch's CPU allocator raises a plain RuntimeError
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)

@@ -1,0 +1,171 @@
+"""The pictures: measured points over predicted lines, readable in grey and by the colour-blind."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import offset_copy
+
+from common.experiments.arguments import workload_name
+from common.foundations.storage import write_atomically
+from common.sketches.geometry import Geometry
+from common.theory.spectrum import effective_dimension
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "savefig.dpi": 150,
+}
+MARKERS = "osD^vPX*<>hd"
+MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
+
+
+def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, args: argparse.Namespace) -> None:
+    """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
+    with plt.rc_context(STYLE):
+        figure, ((errors, ratios), (spectrum, dimensions)) = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
+        measured = "eps_95" in table
+        for (ridge, cells), colour, marker in _by_ridge(table):
+            x, label = cells["m_over_d_lambda"], f"{ridge:.0e}"
+            for axes, name in ((errors, "eps_95"), (ratios, "mean_ratio")):
+                axes.plot(
+                    x, cells[f"predicted_{name}"], "-", color=colour, linewidth=1, label=None if measured else label
+                )
+                if measured:
+                    axes.plot(x, cells[name], marker, color=colour, label=label)
+                if f"predicted_corrected_{name}" in cells:
+                    _draw_corrected(axes, x, cells, name, colour, marker)
+        _finish_errors(errors, table, measured)
+        ratios.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        ratios.set(
+            xscale="log", xlabel="$m / d_λ$", ylabel="mean of $\\tilde φ_λ / φ_λ$", title="Bias of self-influence"
+        )
+        legend_below(ratios, ncols=5, title="λ")
+        _draw_spectrum(spectrum, geometry)
+        labels = _draw_effective_dimension(dimensions, geometry, table)
+        figure.suptitle(
+            f"{workload_name(args)}, {args.proj_type} projection, queries: "
+            f"{'training' if args.test_mode == 'self' else 'test'} samples"
+        )
+        _thin_out(labels, figure)
+        save_figure(figure, folder)
+
+
+def _draw_corrected(axes: Axes, x: pd.Series, cells: pd.DataFrame, name: str, colour, marker: str) -> None:
+    axes.plot(x, cells[f"predicted_corrected_{name}"], "--", color=colour, linewidth=0.8)
+    if f"corrected_{name}" in cells:
+        axes.plot(x, cells[f"corrected_{name}"], marker, color=colour, markerfacecolor="white")
+
+
+def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
+    """Place the legend of a panel below its x label, where no data can lie."""
+    below_label = offset_copy(axes.transAxes, axes.figure, y=-30, units="points")
+    axes.legend(
+        title=title,
+        ncols=ncols,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below_label,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
+
+
+def save_figure(figure: Figure, folder: Path) -> None:
+    """Write figure.png and figure.pdf, each whole or not at all, and close the figure."""
+    for kind in ("png", "pdf"):
+        buffer = io.BytesIO()
+        # no date inside: the same numbers give the same file
+        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+        write_atomically(folder / f"figure.{kind}", buffer.getvalue())
+    plt.close(figure)
+
+
+def _by_ridge(table: pd.DataFrame):
+    groups = list(table.groupby("lambda"))
+    colours = plt.get_cmap("viridis")([0.9 * i / max(1, len(groups) - 1) for i in range(len(groups))])
+    return zip(groups, colours, (MARKERS * (len(groups) // len(MARKERS) + 1))[: len(groups)], strict=True)
+
+
+def _finish_errors(axes, table: pd.DataFrame, measured: bool) -> None:
+    x = table["m_over_d_lambda"]
+    guide = torch.logspace(-0.5, torch.tensor(x.max()).log10().item(), 50)
+    axes.plot(guide, guide**-0.5, "--", color="black", linewidth=1.2, label="$(m/d_λ)^{-1/2}$")
+    axes.set(xscale="log", yscale="log", xlabel="$m / d_λ$", ylabel="$ε_{95}$", title="Error of self-influence")
+    axes.set_ylim(top=2)
+    note = MEASURED_AND_PREDICTED if measured else "predicted, nothing sketched"
+    if "predicted_corrected_eps_95" in table:
+        note += "; hollow and dashed: ridge corrected" if measured else "; dashed: ridge corrected"
+    legend_below(axes, ncols=5, title=f"λ  ({note})")
+
+
+def _draw_spectrum(axes, geometry: Geometry) -> None:
+    eigenvalues = geometry.eigenvalues[: geometry.rank]
+    positive = eigenvalues[eigenvalues > 0]
+    axes.plot(range(1, len(positive) + 1), positive, color="#0072B2")
+    floor = positive[0] * torch.finfo(torch.float64).eps
+    axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
+    axes.annotate("float64 rounding", (1, floor), xytext=(0, 3), textcoords="offset points", fontsize=7.5)
+    axes.set(
+        xscale="log", yscale="log", xlabel="index", ylabel="eigenvalue of F", title="Spectrum of the Fisher matrix"
+    )
+
+
+def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> list[Annotation]:
+    """Return the labels of d_λ, from left to right."""
+    ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
+    axes.plot(ridges, effective_dimension(geometry.eigenvalues, ridges) / geometry.rank, color="#0072B2")
+    used = table.drop_duplicates("lambda")
+    axes.plot(
+        used["lambda"], used["d_lambda"] / geometry.rank, "o", color="#D55E00", label="λ of this run, labelled $d_λ$"
+    )
+    labels = [
+        axes.annotate(
+            f"{d_lambda:.3g}" if d_lambda < 100 else f"{d_lambda:.0f}",
+            (ridge, d_lambda / geometry.rank),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7.5,
+        )
+        for ridge, d_lambda in zip(used["lambda"], used["d_lambda"], strict=True)
+    ]
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="λ",
+        ylabel="$d_λ$ / rank",
+        title=f"Effective dimension, rank {geometry.rank}",
+    )
+    axes.set_ylim(1e-6, 4)
+    legend_below(axes, ncols=1)
+    return labels
+
+
+def _thin_out(labels: list[Annotation], figure: Figure) -> None:
+    """Remove each label that would touch the last one kept to its left."""
+    figure.draw_without_rendering()  # only the layout says how far apart labels are
+    last = None
+    for label in labels:
+        box = label.get_window_extent().padded(2, 0)
+        if last is not None and box.overlaps(last):
+            label.remove()
+        else:
+            last = box

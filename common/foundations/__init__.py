@@ -1,0 +1,5 @@
+"""What every room stands on: errors for users, files that appear whole, seeds, progress bars.
+
+Knows nothing of models, gradients or experiments, and imports nothing else of common/.
+Apart from it, mathematics lives where its subject does.
+"""

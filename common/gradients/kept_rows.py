@@ -1,0 +1,152 @@
+"""Where per-sample gradients are kept: stored on the device, in RAM or in a file, or recomputed at every use.
+
+Whoever reads them gets rows scaled to unit length, by column blocks; the lengths stand beside them. Gradients of a
+trained model spread over ten orders of magnitude, and inner products of the shortest would drown in the rounding of
+the longest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.gradients.gram import add_gram, mirror_lower_triangle
+from common.gradients.layer_gradients import LayerwiseGradients
+
+BLOCK_BYTES = 2**26
+
+
+class Gradients(Protocol):
+    """N per-sample gradients of d parameters."""
+
+    num_rows: int
+    """N."""
+    num_columns: int
+    """d."""
+    norms: Tensor
+    """(N,) float64 lengths of the gradients."""
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+
+    def unit_gram(self) -> Tensor:
+        """Return the (N, N) float64 Gram matrix of the rows scaled to unit length."""
+
+
+class StoredGradients:
+    """Gradients kept on the device, in RAM, or in a file that whoever opened it closes.
+
+    Rows are stored with root mean square 1, so that 16-bit numbers neither overflow nor vanish.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_columns: int,
+        offload: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        file: BinaryIO | None = None,
+    ):
+        self.num_rows, self.num_columns, self.device = num_rows, num_columns, device
+        self.norms = torch.zeros(num_rows, dtype=torch.float64, device=device)
+        self._rows = (
+            _FileRows(file, num_rows, num_columns, dtype)
+            if offload == "disk"
+            else _RamRows(
+                torch.empty(num_rows, num_columns, dtype=dtype, device=device if offload == "none" else "cpu")
+            )
+        )
+
+    def write(self, start: int, gradients: Tensor) -> None:
+        """Store (B, d) gradients as rows start, start + 1, ..."""
+        for row, gradient in enumerate(gradients, start):
+            exact = gradient.double()
+            self.norms[row] = exact.norm()
+            self._rows.write(row, exact[None] * (self.num_columns**0.5 * _inverse(self.norms[row])))
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+        width = max(1, BLOCK_BYTES // (4 * self.num_rows))
+        for start in range(0, self.num_columns, width):
+            block = self._rows.read(start, min(start + width, self.num_columns)).to(self.device)
+            yield start, block.float() / self.num_columns**0.5
+
+    def unit_gram(self) -> Tensor:
+        """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
+        gram = torch.zeros(self.num_rows, self.num_rows, dtype=torch.float64, device=self.device)
+        blocks = tqdm(self.unit_blocks(), "Gram matrix", unit="block", file=sys.stderr, disable=None, leave=False)
+        for _, block in blocks:
+            add_gram(gram, block)
+        mirror_lower_triangle(gram)
+        # storage rounds, so stored rows have unit length only to about the precision of their dtype
+        scale = _inverse(gram.diagonal().sqrt())
+        return gram * scale[:, None] * scale
+
+
+class RecomputedGradients:
+    """Gradients that are never stored: every use recomputes them layer by layer.
+
+    Their lengths come with the Gram matrix, which is computed at once where `norms` are not given.
+    """
+
+    def __init__(self, layerwise: LayerwiseGradients, norms: Tensor | None = None):
+        self._layerwise = layerwise
+        self.num_rows, self.num_columns = layerwise.num_rows, layerwise.dim
+        self._gram, self.norms = layerwise.gram() if norms is None else (None, norms)
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+        scale = _inverse(self.norms)[:, None]
+        for start, block in self._layerwise.column_blocks(BLOCK_BYTES):
+            # scaled in float64: 1e-40 may be an entry of a gradient, but not of a float32 product
+            yield start, (block.double() * scale).float()
+
+    def unit_gram(self) -> Tensor:
+        """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
+        return self._layerwise.gram()[0] if self._gram is None else self._gram
+
+
+class _RamRows:
+    def __init__(self, storage: Tensor):
+        self._storage = storage
+
+    def write(self, start: int, rows: Tensor) -> None:
+        self._storage[start : start + len(rows)] = rows.to(self._storage.device)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self._storage[:, start:stop]
+
+
+class _FileRows:
+    """Rows in a binary file.
+
+    Read with plain reads, not through a memory map, whose pages would count as memory of this process.
+    """
+
+    def __init__(self, file: BinaryIO, num_rows: int, num_columns: int, dtype: torch.dtype):
+        self._file, self._shape, self._dtype = file, (num_rows, num_columns), dtype
+
+    def write(self, start: int, rows: Tensor) -> None:
+        self._file.seek(start * self._shape[1] * self._dtype.itemsize)
+        self._file.write(rows.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy())
+
+    def read(self, start: int, stop: int) -> Tensor:
+        num_rows, num_columns = self._shape
+        block = torch.empty(num_rows, stop - start, dtype=self._dtype)
+        rows = block.view(torch.uint8).numpy()
+        for i, row in enumerate(rows):
+            offset = (i * num_columns + start) * self._dtype.itemsize
+            if os.preadv(self._file.fileno(), [row], offset) != row.nbytes:
+                raise OSError(f"{self._file.name} ends early")
+        return block
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    return torch.where(norms > 0, 1 / norms, 0)

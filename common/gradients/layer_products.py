@@ -1,0 +1,166 @@
+"""From a layer's inputs and errors to its per-sample gradients and to their Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from common.gradients.gram import panels
+from common.gradients.layer_capture import Capture
+
+CHUNK_BYTES = 64 << 20
+# Writing out larger patches of one sample costs more than it saves over one library convolution a sample.
+LARGE_PATCHES = 2 << 20
+
+
+def matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """Return the (rows, cols) as which a parameter is treated: its first dimension, and all others."""
+    rows = parameter.shape[0] if parameter.ndim else 1
+    return rows, parameter.numel() // rows
+
+
+def write_products(captures: list[Capture], rows: slice, cols: int, out: Tensor) -> None:
+    """Fill `out` with these rows of one parameter's per-sample gradients, Σ_s e_s x_sᵀ summed over its captures.
+
+    out: (B, rows * cols) in the captures' dtype, row-major; zero where there is no capture. Works in groups of samples
+    whose unfolded patches take at most 64 MB.
+    """
+    if not captures:
+        out.zero_()
+        return
+    target = out.view(len(out), -1, cols)
+    for position, capture in enumerate(captures):
+        patch_bytes = capture.errors[0, 0].nbytes * cols if capture.kind == "conv" else 0
+        if patch_bytes > LARGE_PATCHES:
+            _convolve_samples(capture, rows, target, accumulate=position > 0)
+            continue
+        step = CHUNK_BYTES // patch_bytes if patch_bytes else len(out)
+        for start in range(0, len(out), step):
+            samples = slice(start, start + step)
+            _write_group(capture, samples, rows, target[samples], accumulate=position > 0)
+
+
+def _convolve_samples(capture: Capture, rows: slice, target: Tensor, accumulate: bool) -> None:
+    geometry = capture.geometry
+    images = geometry.padded(capture.inputs)
+    shape = (target.shape[1], images.shape[1], *geometry.kernel)
+    for sample, products in enumerate(target):
+        one = slice(sample, sample + 1)
+        gradient = conv2d_weight(
+            images[one], shape, capture.errors[one, rows], geometry.stride, geometry.padding, geometry.dilation
+        ).view_as(products)
+        products.add_(gradient) if accumulate else products.copy_(gradient)
+
+
+def _write_group(capture: Capture, samples: slice, rows: slice, target: Tensor, accumulate: bool) -> None:
+    if capture.kind == "direct":
+        products = capture.errors[samples, rows]
+        target.add_(products) if accumulate else target.copy_(products)
+    elif capture.kind == "lookup":
+        if not accumulate:
+            target.zero_()
+        _scatter_lookups(capture.inputs[samples] - rows.start, capture.errors[samples], target)
+    else:
+        left, right = _factors(capture, samples, rows)
+        if accumulate:
+            target.baddbmm_(left, right)
+        elif left.shape[2] == 1:
+            torch.mul(left, right, out=target)
+        else:
+            torch.bmm(left, right, out=target)
+
+
+def _factors(capture: Capture, samples: slice, rows: slice) -> tuple[Tensor, Tensor]:
+    """Return (B, rows, S) errors and (B, S, cols) inputs."""
+    if capture.kind == "conv":
+        patches = capture.geometry.patches(capture.inputs[samples])
+        return capture.errors[samples, rows].flatten(2), patches.transpose(1, 2)
+    return capture.errors[samples, :, rows].transpose(1, 2), capture.inputs[samples]
+
+
+def _scatter_lookups(indices: Tensor, errors: Tensor, target: Tensor) -> None:
+    """Add each (B, S) looked-up row's error to that row of (B, rows, cols); other rows' indices fall outside."""
+    inside = (indices >= 0) & (indices < target.shape[1])
+    sample = torch.arange(len(indices), device=indices.device)[:, None].expand_as(indices)
+    target.index_put_((sample[inside], indices[inside]), errors[inside], accumulate=True)
+
+
+def select_rows(capture: Capture, rows: slice) -> Capture:
+    """Return the capture of a parameter's `rows` alone, themselves numbered from 0."""
+    if capture.kind == "linear":
+        return replace(capture, errors=capture.errors[:, :, rows])
+    if capture.kind == "lookup":
+        return replace(capture, inputs=capture.inputs - rows.start)
+    return replace(capture, errors=capture.errors[:, rows])
+
+
+def empty_like(capture: Capture, samples: int) -> Capture:
+    """Return a capture of the same kind with uninitialised room for `samples` samples."""
+    return replace(
+        capture,
+        inputs=None if capture.inputs is None else capture.inputs.new_empty(samples, *capture.inputs.shape[1:]),
+        errors=capture.errors.new_empty(samples, *capture.errors.shape[1:]),
+    )
+
+
+def fill(whole: Capture, part: Capture, samples: slice) -> None:
+    """Copy the capture of some samples into its place among all."""
+    if part.inputs is not None:
+        whole.inputs[samples] = part.inputs
+    whole.errors[samples] = part.errors
+
+
+def split_rows(
+    captures: list[Capture], rows: int, cols: int, itemsize: int, budget: int
+) -> Iterator[tuple[slice, bool, int]]:
+    """Yield (rows, whether to keep factors, bytes a sample) so that each part keeps at most `budget` bytes a sample.
+
+    Factors are kept where they are smaller than the gradients they give. A single row may exceed the budget.
+    """
+    fixed, per_row = _factor_bytes(captures, rows)
+    factors = bool(captures) and fixed + rows * per_row < rows * cols * itemsize and fixed + per_row <= budget
+    if not factors:
+        fixed, per_row = 0, cols * itemsize
+    step = max(1, (budget - fixed) // per_row) if per_row else rows
+    for first in range(0, rows, step):
+        part = slice(first, min(first + step, rows))
+        yield part, factors, fixed + (part.stop - part.start) * per_row
+
+
+def _factor_bytes(captures: list[Capture], rows: int) -> tuple[int, int]:
+    """Return the bytes a sample that factors take whatever the rows, and those each row adds."""
+    fixed = sum(c.inputs[0].nbytes for c in captures if c.inputs is not None)
+    fixed += sum(c.errors[0].nbytes for c in captures if c.kind == "lookup")
+    per_row = sum(c.errors[0].nbytes // rows for c in captures if c.kind != "lookup")
+    return fixed, per_row
+
+
+def grams_are_cheaper(captures: list[Capture], rows: int, cols: int) -> bool:
+    """Return whether S² products of small Gram matrices cost less than one of the expanded gradients."""
+    if len(captures) != 1 or captures[0].kind != "linear":
+        return False
+    positions = captures[0].errors.shape[1]
+    return positions**2 * (rows + cols) < rows * cols
+
+
+def add_product_of_grams(gram: Tensor, capture: Capture) -> None:
+    """Add Σ_st (X_s X_tᵀ) ∘ (E_s E_tᵀ) to the lower triangle, in float64, for a linear layer's X and E."""
+    positions = range(capture.errors.shape[1])
+    for rows, before in panels(len(gram)):
+        for s in positions:
+            for t in positions:
+                product = _cross(capture.inputs[rows, s], capture.inputs[before, t])
+                gram[rows, before].addcmul_(product, _cross(capture.errors[rows, s], capture.errors[before, t]))
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Return a bᵀ in float64, converting at most 64 MB of either at a time."""
+    step = max(1, CHUNK_BYTES // (8 * max(len(a), len(b))))
+    product = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[1], step):
+        product.addmm_(a[:, start : start + step].double(), b[:, start : start + step].double().T)
+    return product

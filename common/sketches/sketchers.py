@@ -1,0 +1,62 @@
+"""From gradients to sketched problems: the one place where the kinds of projection differ.
+
+A rotation invariant projection (normal) is applied to coordinates in an orthonormal basis, every other one to the
+d-dimensional gradients. Both end in the same SketchedProblem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.gradients.kept_rows import Gradients
+from common.sketches.coordinate_sketch import GaussianCoordinateSketch
+from common.sketches.geometry import Geometry
+from common.sketches.influence import SketchedProblem, problem_from_projection
+from common.sketches.projectors import Projector
+
+
+@dataclass(frozen=True)
+class CoordinateSketcher:
+    """Gaussian sketches of the coordinates, exact in law."""
+
+    geometry: Geometry
+    """Coordinates and eigenvalues."""
+    vectors: Tensor
+    """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
+    smallest_ridge: float
+    """Smallest λ that problems will be solved with."""
+    seed: int
+    """Seed of all sketches."""
+
+    def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
+        """Yield (m, problem) of one trial for every m of `ms`."""
+        vectors = self.vectors @ self.geometry.rows
+        sketch = GaussianCoordinateSketch(self.geometry.eigenvalues, vectors, self.smallest_ridge, self.seed, trial)
+        for m in ms:
+            yield m, sketch.problem(m)
+
+
+@dataclass(frozen=True)
+class ExplicitSketcher:
+    """Sketches of the d-dimensional gradients, one pass over them a trial."""
+
+    gradients: Gradients
+    """Training rows first."""
+    projector: Projector
+    """Law of P."""
+    num_train: int
+    """n."""
+    vectors: Tensor
+    """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
+    max_m: int
+    """Largest m of the run, whether or not a call asks for it: P depends on it."""
+
+    def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
+        """Yield (m, problem) of one trial for every m of `ms`."""
+        projected = self.projector.project(self.gradients, self.max_m, trial)
+        for m in ms:
+            reduced = self.projector.reduce(projected, m)
+            yield m, problem_from_projection(reduced, self.gradients.norms, self.num_train, self.vectors)

@@ -1,0 +1,275 @@
+"""Mistakes in a workload, each told in one line: the fields, the samples, the model, its losses and gradients."""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.foundations.errors import UserError
+from common.workloads import training
+from common.workloads.pairs import PAIRS
+from common.workloads.records import Examples, GroundTruth, TrainingRecipe, Workload
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+OPTIMIZERS = ("sgd", "adam")
+BATCH = 2
+"""Samples that run through the model: the smallest batch in which one could see another."""
+
+
+def check_workload(workload: object, path: Path) -> None:
+    """Raise UserError that names the first mistake in what `make_workload()` of the file `path` returned."""
+    _check_fields(workload)
+    _check_samples(workload)
+    _check_ground_truth(workload)
+    model = _make_model(workload, path)
+    for part in ("train", "test"):
+        few = getattr(workload, part).subset(slice(BATCH))
+        _check_losses(workload, model, part, few, path)
+        _check_correct(workload, model, few, path)
+    _check_gradients(workload, model)
+    check_training(workload, path)
+
+
+def check_training(workload: Workload, path: Path) -> None:
+    """Raise UserError unless training works: fresh models, a scalar objective, every size of batch that may occur."""
+    if workload.recipe is None:
+        return
+    with one_line("make_model()", path):
+        model, other = (training.fresh_model(workload, seed) for seed in (0, 1))
+    known = {id(p) for p in model.parameters()}
+    shared = [name for name, p in other.named_parameters() if id(p) in known]
+    if shared:
+        raise UserError(
+            f"make_model() returns the same {shared[0]} each time; with a recipe it must make a new model each time, "
+            "or training one model changes the others"
+        )
+    n, size = len(workload.train), workload.recipe.batch_size
+    last_sizes = {num_samples % size for num_samples in (n, n // 2)}
+    for batch in dict.fromkeys([min(BATCH, n), *([1] if 1 in last_sizes else [])]):
+        few = workload.train.subset(slice(batch))
+        leftover = f" (the last of {n} or {n // 2} samples in batches of {size})" if batch == 1 else ""
+        what = "training_loss" if workload.training_loss is not None else "the mean loss"
+        with one_line(f"{what} in training mode on a batch of {batch}{leftover}", path):
+            objective = workload.objective(model(few.inputs), few.targets)
+        if not isinstance(objective, Tensor) or objective.ndim != 0:
+            found = f"shape {_shape(objective)}" if isinstance(objective, Tensor) else _type(objective)
+            raise UserError(f"{what} must be a scalar, a tensor of shape (); got {found}")
+        if not objective.requires_grad or not objective.isfinite():
+            raise UserError(f"{what} must be finite and have a gradient, got {objective}")
+
+
+@contextmanager
+def one_line(what: str, path: Path) -> Iterator[None]:
+    """Turn any exception inside into one line: what failed, the exception, and where in `path` it came from."""
+    try:
+        yield
+    except UserError:
+        raise
+    # the user's code may raise anything; SystemExit is what a script ends with
+    except (Exception, SystemExit) as error:
+        message = (str(error).strip().splitlines() or [""])[0][:300]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            message, lines = error.msg, [error.lineno]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{what} fails{where}: {type(error).__name__}: {message}".removesuffix(": ")) from error
+
+
+def _check_fields(workload: object) -> None:
+    if not isinstance(workload, Workload):
+        raise UserError(f"make_workload() returns {_type(workload)}; it must return a common.records.Workload")
+    if not isinstance(workload.name, str) or not NAME.fullmatch(workload.name):
+        raise UserError(
+            f"name {workload.name!r} must be up to 80 letters, digits, '_', '-' and '.', a letter or digit first: "
+            "it names folders"
+        )
+    if workload.name in {f"{dataset}_{model}" for dataset, model in PAIRS}:
+        raise UserError(f"name {workload.name!r} is that of a built-in pair; choose another")
+    for name, optional in (("make_model", False), ("loss", False), ("training_loss", True), ("correct", True)):
+        value = getattr(workload, name)
+        if not callable(value) and not (optional and value is None):
+            raise UserError(f"{name} must be a function, got {_type(value)}")
+    if type(workload.target_sign) is not int or workload.target_sign not in (1, -1):
+        raise UserError(f"target_sign must be 1 or -1, got {workload.target_sign!r}")
+    if workload.recipe is not None:
+        _check_recipe(workload.recipe)
+
+
+def _check_recipe(recipe: object) -> None:
+    if not isinstance(recipe, TrainingRecipe):
+        raise UserError(f"recipe must be a common.records.TrainingRecipe, or None for a trained model: {_type(recipe)}")
+    for name in ("epochs", "batch_size"):
+        value = getattr(recipe, name)
+        if type(value) is not int or value < 1:
+            raise UserError(f"recipe: {name} must be an integer >= 1, got {value!r}")
+    for name, fits, allowed in (
+        ("learning_rate", lambda value: 0 < value < math.inf, "a number > 0"),
+        ("momentum", lambda value: 0 <= value < 1, "a number >= 0 and < 1"),
+    ):
+        value = getattr(recipe, name)
+        if not isinstance(value, int | float) or not fits(value):
+            raise UserError(f"recipe: {name} must be {allowed}, got {value!r}")
+    if recipe.optimizer not in OPTIMIZERS:
+        raise UserError(f"recipe: optimizer must be one of {', '.join(OPTIMIZERS)}, got {recipe.optimizer!r}")
+
+
+def _check_samples(workload: Workload) -> None:
+    for part in ("train", "test"):
+        examples = getattr(workload, part)
+        if not isinstance(examples, Examples):
+            raise UserError(f"{part} must be common.records.Examples, got {_type(examples)}")
+        for name in ("inputs", "targets"):
+            _check_tensor(f"{part}.{name}", getattr(examples, name))
+        if len(examples.inputs) != len(examples.targets):
+            raise UserError(f"{part} has {len(examples.inputs)} inputs but {len(examples.targets)} targets")
+        if not len(examples):
+            raise UserError(f"{part} is empty; it must hold at least one sample")
+    for name in ("inputs", "targets"):
+        train, test = getattr(workload.train, name), getattr(workload.test, name)
+        if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+            raise UserError(
+                f"{name} differ in kind: {_kind(train)} for train, {_kind(test)} for test; only their number N may"
+            )
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{name} must be a torch.Tensor, got {_type(value)}")
+    if value.ndim == 0:
+        raise UserError(f"{name} must have one row a sample, got a single number")
+    if value.device.type != "cpu":
+        raise UserError(f"{name} must be on the CPU, got {value.device}; --device says where it is used")
+
+
+def _check_ground_truth(workload: Workload) -> None:
+    truth = workload.ground_truth
+    if truth is None:
+        return
+    if not isinstance(truth, GroundTruth):
+        raise UserError(f"ground_truth must be a common.records.GroundTruth or None, got {_type(truth)}")
+    indices, losses = truth.subset_indices, truth.losses
+    for name, value in (("subset_indices", indices), ("losses", losses)):
+        _check_tensor(f"ground_truth.{name}", value)
+        if value.ndim != 2:
+            raise UserError(f"ground_truth.{name} must have shape (subset models, ...), got {_shape(value)}")
+    n, num_test = len(workload.train), len(workload.test)
+    if indices.dtype != torch.int64 or indices.shape[1] == 0:
+        raise UserError(f"ground_truth.subset_indices must be (S, h) int64 with h >= 1, got {_kind(indices, first='')}")
+    if tuple(losses.shape) != (len(indices), num_test):
+        raise UserError(
+            f"ground_truth.losses must have shape ({len(indices)}, {num_test}), one row a subset, one column a test "
+            f"sample; got {_shape(losses)}"
+        )
+    wrong = indices[(indices < 0) | (indices >= n)]
+    if len(wrong):
+        raise UserError(f"ground_truth.subset_indices must be in 0..{n - 1}, one of them is {wrong[0].item()}")
+    if (indices.sort(dim=1).values.diff(dim=1) == 0).any():
+        raise UserError("ground_truth.subset_indices has a row with a repeated sample; each may occur once a subset")
+    if not losses.is_floating_point() or not losses.isfinite().all():
+        raise UserError("ground_truth.losses must be finite floating-point numbers")
+
+
+def _make_model(workload: Workload, path: Path) -> nn.Module:
+    with one_line("make_model()", path):
+        model = workload.make_model()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"make_model() returns {_type(model)}; it must return a torch.nn.Module")
+    parameters = dict(model.named_parameters())
+    if not any(p.requires_grad for p in parameters.values()):
+        frozen = f"all {len(parameters)} parameters of the model are frozen (requires_grad is False)"
+        raise UserError(f"{frozen if parameters else 'the model has no parameters'}; influence needs trainable ones")
+    for name, value in (parameters | dict(model.named_buffers())).items():
+        if value.device.type != "cpu":
+            raise UserError(f"make_model() must return a model on the CPU; {name} is on {value.device}")
+    return model.eval()
+
+
+def _outputs_and_losses(workload: Workload, model: nn.Module, few: Examples, path: Path) -> tuple[object, Tensor]:
+    size = len(few)
+    with one_line(f"the model's forward pass on a batch of {size}", path):
+        outputs = model(few.inputs)
+    with one_line(f"loss on a batch of {size}", path):
+        losses = workload.loss(outputs, few.targets)
+    if not isinstance(losses, Tensor):
+        raise UserError(f"loss returns {_type(losses)}; it must return a tensor with one loss a sample")
+    if tuple(losses.shape) != (size,):
+        hint = "; a mean or sum over the batch? use reduction='none'" if losses.ndim == 0 else ""
+        raise UserError(
+            f"loss returns shape {_shape(losses)} for a batch of {size}; it must be ({size},), one loss a sample{hint}"
+        )
+    if not losses.is_floating_point():
+        raise UserError(f"loss returns {losses.dtype}; it must be floating point")
+    return outputs, losses
+
+
+@torch.no_grad()
+def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples, path: Path) -> None:
+    _, together = _outputs_and_losses(workload, model, few, path)
+    bad = torch.nonzero(~together.isfinite()).flatten().tolist()
+    if bad:
+        raise UserError(f"the loss of {part} sample {bad[0]} is {together[bad[0]].item()}; it must be finite")
+    _, again = _outputs_and_losses(workload, model, few, path)
+    if not _same(together, again):
+        raise UserError("the loss is random in eval mode; dropout and noise must follow model.training")
+    ones = [few.subset(slice(i, i + 1)) for i in range(len(few))]
+    alone = torch.cat([_outputs_and_losses(workload, model, one, path)[1] for one in ones])
+    if not _same(together, alone):
+        i = (together - alone).abs().argmax().item()
+        raise UserError(
+            f"the loss of {part} sample {i} depends on its batch mates: {together[i]:.6g} in a batch of {len(few)}, "
+            f"{alone[i]:.6g} alone; in eval mode samples must not mix"
+        )
+
+
+@torch.no_grad()
+def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Path) -> None:
+    if workload.correct is None:
+        return
+    outputs, _ = _outputs_and_losses(workload, model, few, path)
+    with one_line(f"correct on a batch of {len(few)}", path):
+        correct = workload.correct(outputs, few.targets)
+    if not isinstance(correct, Tensor) or (tuple(correct.shape), correct.dtype) != ((len(few),), torch.bool):
+        found = _kind(correct, first="") if isinstance(correct, Tensor) else _type(correct)
+        raise UserError(f"correct must return ({len(few)},) torch.bool for a batch of {len(few)}, got {found}")
+
+
+def _check_gradients(workload: Workload, model: nn.Module) -> None:
+    few = workload.train.subset(slice(BATCH))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    losses = workload.loss(model(few.inputs), few.targets)
+    missing = list(parameters)
+    if losses.requires_grad:
+        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
+        missing = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(
+            f"no gradient of the loss reaches {', '.join(missing[:5])}{more}: unused, or detached on the way "
+            "(.detach(), .item(), argmax, torch.no_grad()); use them, or freeze them with requires_grad_(False)"
+        )
+
+
+def _same(losses: Tensor, others: Tensor) -> bool:
+    """Whether losses agree up to rounding: batches of other sizes are multiplied out in another order."""
+    scale = losses.abs().max().item()
+    return torch.allclose(losses, others, rtol=1e-4, atol=1e-4 * scale + 1e-6)
+
+
+def _type(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _shape(value: Tensor) -> str:
+    return str(tuple(value.shape))
+
+
+def _kind(value: Tensor, first: str = "N") -> str:
+    sizes = [first, *map(str, value.shape[1:])] if first else [*map(str, value.shape)]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''}) {str(value.dtype).removeprefix('torch.')}"

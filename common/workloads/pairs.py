@@ -1,0 +1,88 @@
+"""The (dataset, model) pairs that the experiments know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from common.foundations.errors import UserError
+from common.workloads import models
+from common.workloads.datasets import chorales, cifar2, maestro, mnist, photos2
+from common.workloads.losses import all_token_loss, argmax_correct, cross_entropy, last_token_correct, last_token_loss
+from common.workloads.records import Dataset, TrainingRecipe, Workload
+
+DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+    "mnist": mnist.load,
+    "cifar2": cifar2.load,
+    "photos2": photos2.load,
+    "maestro": maestro.load,
+    "chorales": chorales.load,
+}
+
+# training samples by default, and test samples: those of dattri's published benchmarks; None stands for all
+SIZES = {
+    "cifar2": (cifar2.TRAIN_SAMPLES, cifar2.TEST_SAMPLES),
+    "maestro": (maestro.TRAIN_SAMPLES, maestro.TEST_SAMPLES),
+}
+
+IMAGE_LOSS = dict(loss=cross_entropy, correct=argmax_correct)
+RESNET9 = dict(
+    make_model=models.make_resnet9, recipe=TrainingRecipe(epochs=10, learning_rate=0.01, momentum=0.9), **IMAGE_LOSS
+)
+MUSIC = dict(
+    make_model=models.make_musictransformer,
+    recipe=TrainingRecipe(epochs=20, learning_rate=1e-4, optimizer="adam"),
+    loss=last_token_loss,
+    training_loss=all_token_loss,
+    correct=last_token_correct,
+)
+# few epochs in small steps: no published numbers to match here, and training must not take all the time on a CPU
+CHORALES_RECIPE = TrainingRecipe(epochs=4, learning_rate=3e-4, batch_size=8, optimizer="adam")
+
+PAIRS = {
+    ("mnist", "lr"): dict(
+        make_model=models.make_lr, recipe=TrainingRecipe(epochs=20, learning_rate=0.01), **IMAGE_LOSS
+    ),
+    ("mnist", "mlp"): dict(
+        make_model=models.make_mlp, recipe=TrainingRecipe(epochs=50, learning_rate=0.01, momentum=0.9), **IMAGE_LOSS
+    ),
+    ("cifar2", "resnet9"): RESNET9,
+    ("photos2", "resnet9"): RESNET9,
+    ("maestro", "musictransformer"): MUSIC | dict(target_sign=-1),
+    ("chorales", "musictransformer"): MUSIC | dict(recipe=CHORALES_RECIPE),
+}
+DATASET_NAMES = tuple(dict.fromkeys(dataset for dataset, _ in PAIRS))
+MODEL_NAMES = tuple(dict.fromkeys(model for _, model in PAIRS))
+
+
+def check_pair(dataset: str, model: str) -> None:
+    """Raise UserError if the pair does not exist."""
+    if (dataset, model) not in PAIRS:
+        known = ", ".join(f"{d}+{m}" for d, m in PAIRS)
+        raise UserError(f"there is no pair --dataset {dataset} --model {model}; there are: {known}")
+
+
+def load_workload(
+    dataset: str, model: str, num_train: int | None = None, data_dir: Path | None = None, data: Dataset | None = None
+) -> Workload:
+    """Return the record of one built-in pair, its training set cut to the first `num_train` samples.
+
+    Args:
+        dataset: one of DATASET_NAMES.
+        model: one of MODEL_NAMES.
+        num_train: training samples to keep; None for all.
+        data_dir: folder of datasets that are not embedded.
+        data: samples to use in place of the dataset's own.
+
+    Raises:
+        UserError: the pair does not exist, or `num_train` exceeds the training set.
+    """
+    check_pair(dataset, model)
+    data = DATASETS[dataset](data_dir) if data is None else data
+    if num_train is not None and num_train > len(data.train):
+        raise UserError(f"--num_train {num_train} exceeds the {len(data.train)} training samples of {dataset}")
+    default_train, num_test = SIZES.get(dataset, (None, None))
+    train = data.train.subset(slice(default_train if num_train is None else num_train))
+    return Workload(
+        name=f"{dataset}_{model}", train=train, test=data.test.subset(slice(num_test)), **PAIRS[dataset, model]
+    )

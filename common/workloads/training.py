@@ -1,0 +1,218 @@
+"""Train one model, or many subset models of one architecture at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from tqdm import tqdm
+
+from common.foundations.errors import UserError
+from common.foundations.seeds import derive_seed, isolated_rng
+from common.workloads.records import Examples, TrainingRecipe, Workload
+
+SMALL_MODEL = 1_000_000
+"""Parameters. Larger models fill the cores one at a time, and ten of them no longer fit in the processor's caches."""
+ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-8
+
+
+def fresh_model(workload: Workload, seed: int) -> nn.Module:
+    """Return the untrained model that belongs to `seed`, in train mode, on the CPU."""
+    with isolated_rng():
+        torch.manual_seed(seed)
+        return workload.make_model().train()
+
+
+def train_model(
+    workload: Workload, indices: Tensor, seed: int, device: torch.device | str, *, progress: bool = True
+) -> nn.Module:
+    """Train one model on some training samples and return it in eval mode on `device`.
+
+    Args:
+        workload: model, data, objective and recipe.
+        indices: (h,) int64, the training samples used.
+        seed: decides the initial weights, the minibatch order (a fresh permutation each epoch) and dropout.
+        device: where to train.
+        progress: show a bar of epochs.
+
+    Raises:
+        UserError: the trained weights are not finite.
+    """
+    device = torch.device(device)
+    model = fresh_model(workload, seed).to(device)
+    optimizer = _make_optimizer(workload.recipe, list(model.parameters()))
+    examples = _to(workload.train.subset(indices), device)
+    order = torch.Generator().manual_seed(derive_seed(seed, 1))
+    with isolated_rng(device), _threads_for(model):
+        torch.manual_seed(derive_seed(seed, 2))
+        for _ in _epochs(workload, progress):
+            for batch in torch.randperm(len(indices), generator=order).split(workload.recipe.batch_size):
+                batch = batch.to(device)
+                optimizer.zero_grad()
+                workload.objective(model(examples.inputs[batch]), examples.targets[batch]).backward()
+                optimizer.step()
+    _check_finite(workload, model.state_dict())
+    return model.eval()
+
+
+def train_together(
+    workload: Workload,
+    subset_indices: Tensor,
+    seeds: Sequence[int],
+    device: torch.device | str,
+    *,
+    progress: bool = True,
+) -> list[dict[str, Tensor]]:
+    """Train S models of one architecture in the same steps, each on its own subset; return their state dicts (CPU).
+
+    Model s starts from the weights and follows the minibatch order that `train_model` gives it with seeds[s], so the
+    two agree up to rounding wherever the model has no dropout. Dropout masks belong to the whole tuple of seeds.
+
+    Args:
+        workload: a pair for which `can_train_together` holds.
+        subset_indices: (S, h) int64, the training samples of each model.
+        seeds: S seeds.
+        device: where to train.
+        progress: show a bar of epochs.
+
+    Raises:
+        UserError: the trained weights of a model are not finite.
+    """
+    device = torch.device(device)
+    models = [fresh_model(workload, seed).to(device) for seed in seeds]
+    parameters, _ = stack_module_state(models)
+    optimizer = _make_optimizer(workload.recipe, list(parameters.values()))
+    objectives = vmap(_stateless_objective(workload, models[0]), randomness="different")
+    train = _to(workload.train, device)
+    subset_indices = subset_indices.to(device)
+    orders = [torch.Generator().manual_seed(derive_seed(seed, 1)) for seed in seeds]
+    size = subset_indices.shape[1]
+    with isolated_rng(device), _threads_for(models[0]):
+        torch.manual_seed(derive_seed(*seeds, 2))
+        for _ in _epochs(workload, progress):
+            order = torch.stack([torch.randperm(size, generator=generator) for generator in orders]).to(device)
+            for batch in subset_indices.gather(1, order).split(workload.recipe.batch_size, dim=1):
+                optimizer.zero_grad()
+                # The models share no parameter, so the gradient of the sum holds every model's own gradient.
+                objectives(parameters, train.inputs[batch], train.targets[batch]).sum().backward()
+                optimizer.step()
+    states = []
+    for s, model in enumerate(models):
+        # Through the module, so that a state dict has all its names, tied parameters included.
+        model.load_state_dict({name: value[s].detach() for name, value in parameters.items()}, strict=False)
+        states.append({name: value.cpu() for name, value in model.state_dict().items()})
+        _check_finite(workload, states[-1])
+    return states
+
+
+def can_train_together(workload: Workload) -> bool:
+    """Whether `train_together` serves this pair: small, without buffers (batch norm), and within reach of vmap."""
+    model = fresh_model(workload, 0)
+    if not _is_small(model) or any(True for _ in model.buffers()):
+        return False
+    pair = workload.train.subset(torch.arange(min(2, len(workload.train))))
+    with isolated_rng():
+        try:
+            parameters, _ = stack_module_state([model, fresh_model(workload, 1)])
+            objective = _stateless_objective(workload, model)
+            vmap(objective, in_dims=(0, None, None), randomness="different")(
+                parameters, pair.inputs, pair.targets
+            ).sum().backward()
+        except (RuntimeError, NotImplementedError):
+            return False
+    return True
+
+
+def evaluate_losses(
+    workload: Workload, model: nn.Module, examples: Examples, device: torch.device | str, batch_size: int = 512
+) -> Tensor:
+    """Return the (N,) float32 losses of `examples` under `model` (left in eval mode on `device`), on the CPU."""
+    return _evaluate(workload.loss, model, examples, device, batch_size).float()
+
+
+def evaluate_accuracy(
+    correct: Callable[[Tensor, Tensor], Tensor] | None,
+    model: nn.Module,
+    examples: Examples,
+    device: torch.device | str,
+    batch_size: int = 512,
+) -> float | None:
+    """Return the share of `examples` for which `correct(outputs, targets)`; None where there is no such notion."""
+    if correct is None:
+        return None
+    return _evaluate(correct, model, examples, device, batch_size).double().mean().item()
+
+
+@torch.no_grad()
+def _evaluate(
+    measure: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    examples: Examples,
+    device: torch.device | str,
+    batch_size: int,
+) -> Tensor:
+    model.eval().to(device)
+    batches = zip(examples.inputs.split(batch_size), examples.targets.split(batch_size), strict=True)
+    return torch.cat([measure(model(inputs.to(device)), targets.to(device)).cpu() for inputs, targets in batches])
+
+
+def _stateless_objective(workload: Workload, model: nn.Module) -> Callable[[dict, Tensor, Tensor], Tensor]:
+    def objective(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        return workload.objective(functional_call(model, parameters, (inputs,)), targets)
+
+    return objective
+
+
+def _is_small(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) <= SMALL_MODEL
+
+
+@contextmanager
+def _threads_for(model: nn.Module) -> Iterator[None]:
+    """Train small models on one core.
+
+    Their steps last microseconds to milliseconds: more cores gain a third on an idle machine, but threads that wait for
+    each other cost five to twenty times the time on a busy one. The numbers then do not depend on the cores either.
+    """
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if _is_small(model) else threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _make_optimizer(recipe: TrainingRecipe, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+    raise UserError(f"unknown optimizer {recipe.optimizer!r} in the training recipe: choose sgd or adam")
+
+
+def _epochs(workload: Workload, progress: bool) -> tqdm:
+    return tqdm(
+        range(workload.recipe.epochs),
+        desc=f"training {workload.name}",
+        unit="epoch",
+        leave=False,
+        file=sys.stderr,
+        disable=None if progress else True,
+    )
+
+
+def _to(examples: Examples, device: torch.device) -> Examples:
+    return Examples(examples.inputs.to(device), examples.targets.to(device))
+
+
+def _check_finite(workload: Workload, state: dict[str, Tensor]) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(
+                f"training of {workload.name} diverged: {name} is not finite after {workload.recipe.epochs} epochs; "
+                f"the recipe's learning rate is {workload.recipe.learning_rate}, try a smaller one"
+            )
