@@ -92,14 +92,15 @@ def make_task(args: argparse.Namespace, run: Run, prepared: Prepared, truth: Gro
         )
     run.record(num_val_queries=num_val, num_test_queries=num_queries - num_val, ridges=prepared.ridges)
     columns = sjlt_columns(args, run, prepared)
-    cells = Cells(prepared.ms, prepared.ridges, prepared.effective_dimensions, args.ridge_correction, columns)
+    d_lambda = prepared.effective_dimensions
+    cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, args.ridge_correction, columns)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, args.seed)
 
 
 def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, task, vectors, ms: list[int]) -> pd.DataFrame:
     """Measure every (trial, m) that an interrupted run has not measured yet; return one row a (trial, m, λ)."""
     cells = dataclasses.replace(task.cells, ms=ms)
-    sketcher = make_sketcher(args, prepared, vectors, cells.smallest_ridge(prepared.geometry))
+    sketcher = make_sketcher(args, prepared, vectors, cells.smallest_ridge())
     log = UnitLog(run.folder, run.identity(), args.fresh)
     with run.phase("sketches"), progress_bar("sketches", args.num_trials * len(ms)) as progress:
         for trial in range(args.num_trials):

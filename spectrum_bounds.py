@@ -64,7 +64,7 @@ def experiment(args: argparse.Namespace, run: Run) -> None:
     run.write_table("summary.csv", table)
     run.write_table("recommendation.csv", advice)
     with run.phase("figure"):
-        spectrum_figure.draw_spectrum_bounds(run.folder, table, geometry, args)
+        spectrum_figure.draw_spectrum_bounds(run.folder, table, prepared.spectrum, args)
     report(args, run, advice, table)
 
 
@@ -89,7 +89,8 @@ def choose_cells(args: argparse.Namespace, run: Run, prepared: Prepared) -> Cell
         raise UserError(f"--min_d_lambda {args.min_d_lambda:g} leaves no λ: the largest d_λ is {largest:.3g}")
     run.record(ridges=[ridge for ridge, _ in kept])
     columns = sjlt_columns(args, run, prepared)
-    return Cells(prepared.ms, *map(list, zip(*kept, strict=True)), args.ridge_correction, columns)
+    ridges, dimensions = map(list, zip(*kept, strict=True))
+    return Cells(prepared.spectrum, prepared.ms, ridges, dimensions, args.ridge_correction, columns)
 
 
 def write_spectrum(run: Run, prepared: Prepared) -> None:
@@ -115,7 +116,7 @@ def record_rounding(args: argparse.Namespace, run: Run, prepared: Prepared, cell
 def sweep(args: argparse.Namespace, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:
     """Measure every (trial, m) that an interrupted run has not measured yet; return one row a (trial, m, λ)."""
     geometry = prepared.geometry
-    sketcher = make_sketcher(args, prepared, geometry.query_weights(), cells.smallest_ridge(geometry))
+    sketcher = make_sketcher(args, prepared, geometry.query_weights(), cells.smallest_ridge())
     exact_scores = error_sweep.exact_scores(cells, geometry)
     units = UnitLog(run.folder, run.identity(), args.fresh)
     with run.phase("sketches"), progress_bar("sketches", args.num_trials * len(cells.ms)) as progress:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from common.sketches.geometry import Geometry
 from common.theory.column_sample import ColumnSample
-from common.theory.laws import corrected_ridge
+from common.theory.sketch_law import corrected_ridge
+from common.theory.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The (m, λ) cells of a sweep."""
+    """The (m, λ) cells of a sweep, and the F that decides what is to be expected there."""
 
+    spectrum: Spectrum
+    """F."""
     ms: list[int]
     """Projection dimensions, ascending."""
     ridges: list[float]
@@ -27,13 +29,13 @@ class Cells:
     sjlt_columns: ColumnSample | None = None
     """For an SJLT with one entry a column, whose law depends on how leverage is spread over columns."""
 
-    def corrected(self, geometry: Geometry, m: int) -> list[float]:
+    def corrected(self, m: int) -> list[float]:
         """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
-        return corrected_ridge(geometry.eigenvalues, m, torch.tensor(self.ridges, dtype=torch.float64)).tolist()
+        return corrected_ridge(self.spectrum, torch.tensor(m), torch.tensor(self.ridges, dtype=torch.float64)).tolist()
 
-    def smallest_ridge(self, geometry: Geometry) -> float:
+    def smallest_ridge(self) -> float:
         """Return the smallest λ that any cell is solved with."""
         solved = list(self.ridges)
         if self.ridge_correction:
-            solved += [ridge for m in self.ms for ridge in self.corrected(geometry, m) if not math.isnan(ridge)]
+            solved += [ridge for m in self.ms for ridge in self.corrected(m) if not math.isnan(ridge)]
         return min(solved)

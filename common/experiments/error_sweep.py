@@ -6,14 +6,14 @@ import dataclasses
 import math
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from common.experiments.cells import Cells
 from common.experiments.metrics import error_statistics
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem, exact_self_influence, sketched_self_influence
-from common.theory.laws import predict_self_influence, predict_self_influence_at
+from common.theory.recommendation import smallest_dimensions
+from common.theory.self_influence import predict_self_influence
 
 PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
 
@@ -29,7 +29,7 @@ def measure(
 ) -> list[dict]:
     """Return one row a λ: error statistics of φ̃_λ/φ_λ over the queries, for one sketch."""
     rows = []
-    columns = (cells.ridges, cells.effective_dimensions, cells.corrected(geometry, m), exact_scores)
+    columns = (cells.ridges, cells.effective_dimensions, cells.corrected(m), exact_scores)
     for ridge, d_lambda, corrected, exact in zip(*columns, strict=True):
         row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": _ratio(m, d_lambda)}
         row["num_queries"] = len(exact)
@@ -63,7 +63,7 @@ def predict(cells: Cells, geometry: Geometry) -> pd.DataFrame:
     tables = []
     for corrected in (False, True) if cells.ridge_correction else (False,):
         law = predict_self_influence(
-            geometry.eigenvalues, geometry.queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns
+            cells.spectrum, geometry.queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns
         )
         prefix = "predicted_corrected_" if corrected else "predicted_"
         tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
@@ -92,37 +92,17 @@ def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: i
 
     Beside it stands d_λ/target², what the theorem asks for up to its constant. None: not reached below d.
     """
-    return pd.DataFrame(
-        {
-            "lambda": cells.ridges,
-            "d_lambda": cells.effective_dimensions,
-            "m": _smallest_ms(cells, geometry, target, num_parameters, corrected=False),
-            "m_ridge_corrected": _smallest_ms(cells, geometry, target, num_parameters, corrected=True),
-            "d_lambda_over_eps_squared": [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions],
-        }
-    ).astype({"m": "Int64", "m_ridge_corrected": "Int64"})
+    largest = num_parameters - 1
+    smallest = {
+        name: smallest_dimensions(
+            cells.spectrum, geometry.queries, cells.ridges, target, largest, corrected, cells.sjlt_columns
+        )
+        for name, corrected in (("m", False), ("m_ridge_corrected", True))
+    }
+    table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions, **smallest})
+    theorem = [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions]
+    return table.assign(d_lambda_over_eps_squared=theorem).astype(dict.fromkeys(smallest, "Int64"))
 
 
 def _ratio(m: int, d_lambda: float) -> float:
     return m / d_lambda if d_lambda > 0 else math.inf
-
-
-def _smallest_ms(
-    cells: Cells, geometry: Geometry, target: float, num_parameters: int, corrected: bool
-) -> list[int | None]:
-    ridges = torch.tensor(cells.ridges, dtype=torch.float64)
-
-    def reaches(m: Tensor) -> Tensor:
-        law = predict_self_influence_at(
-            geometry.eigenvalues, geometry.queries, m, ridges, corrected, cells.sjlt_columns
-        )
-        return law.eps_95 <= target  # NaN, where no correction exists, is not reached
-
-    high = torch.full_like(ridges, num_parameters - 1)
-    possible = reaches(high)
-    low = torch.zeros_like(high)
-    while (high - low > (0.003 * low).clamp(min=1)).any():
-        middle = torch.where(low > 0, (low * high).sqrt(), high / 64).clamp(min=1).round()
-        reached = reaches(middle)
-        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return [int(m) if ok else None for m, ok in zip(high.tolist(), possible.tolist(), strict=True)]

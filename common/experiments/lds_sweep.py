@@ -80,7 +80,7 @@ def make_task(
 def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:
     """Return one row a λ: the LDS of every query under one sketch."""
     rows = []
-    for ridge, corrected in zip(task.cells.ridges, task.cells.corrected(task.geometry, m), strict=True):
+    for ridge, corrected in zip(task.cells.ridges, task.cells.corrected(m), strict=True):
         row = {"trial": trial, "m": m, "lambda": ridge, "per_query": _sketched_lds(problem, ridge, task)}
         if task.cells.ridge_correction:
             row["corrected_lambda"] = corrected
@@ -139,7 +139,7 @@ def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
     table = _with_effective_dimension(index, task)
     for corrected in (False, True) if task.cells.ridge_correction else (False,):
         prediction = predict_lds(
-            task.geometry.eigenvalues,
+            task.cells.spectrum,
             task.subset_sums,
             task.geometry.queries,
             task.losses,

@@ -22,7 +22,7 @@ from common.sketches.geometry import RESOLUTION, Geometry, build_geometry, resol
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.column_sample import ColumnSample
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from common.workloads.benchmark import TrainedModel, check_ground_truth, load_trained_model
 from common.workloads.pairs import check_pair, load_workload
 from common.workloads.published import load_published_benchmark
@@ -63,6 +63,8 @@ class Prepared:
     """All rows: training samples, then test queries if there are any."""
     geometry: Geometry
     """Coordinates of all rows, eigenvalues of F."""
+    spectrum: ExactSpectrum
+    """F as theory sees it."""
     query_samples: Tensor
     """(k,) int64 indices of the queries in the training or test set."""
     ms: list[int]
@@ -115,7 +117,8 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
     gradients = LazyGradients(run, cache)
     geometry = _find_geometry(run, cache, gradients, query_rows)
     ridges, ridges_left_out = _resolved_ridges(ridge_grid(args), geometry)
-    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
+    spectrum = ExactSpectrum(geometry.eigenvalues)
+    d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
     run.record(
         data_fingerprint=fingerprint(*_data(workload)),
         workload_checksum=None if args.workload is None else file_checksum(args.workload),
@@ -140,6 +143,7 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
         num_parameters=num_parameters,
         gradients=gradients,
         geometry=geometry,
+        spectrum=spectrum,
         query_samples=query_samples,
         ms=ms,
         ms_left_out=ms_left_out,

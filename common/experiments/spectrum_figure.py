@@ -19,8 +19,7 @@ from matplotlib.transforms import offset_copy
 
 from common.experiments.arguments import workload_name
 from common.foundations.storage import write_atomically
-from common.sketches.geometry import Geometry
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import Spectrum, effective_dimension
 
 STYLE = {
     "font.size": 9,
@@ -38,10 +37,12 @@ MARKERS = "osD^vPX*<>hd"
 MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
 
 
-def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, args: argparse.Namespace) -> None:
+def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, args: argparse.Namespace) -> None:
     """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
     with plt.rc_context(STYLE):
-        figure, ((errors, ratios), (spectrum, dimensions)) = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
+        figure, ((errors, ratios), (eigenvalues, dimensions)) = plt.subplots(
+            2, 2, figsize=(10, 8.4), layout="constrained"
+        )
         measured = "eps_95" in table
         for (ridge, cells), colour, marker in _by_ridge(table):
             x, label = cells["m_over_d_lambda"], f"{ridge:.0e}"
@@ -59,8 +60,8 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, geometry: Geometry, 
             xscale="log", xlabel="$m / d_λ$", ylabel="mean of $\\tilde φ_λ / φ_λ$", title="Bias of self-influence"
         )
         legend_below(ratios, ncols=5, title="λ")
-        _draw_spectrum(spectrum, geometry)
-        labels = _draw_effective_dimension(dimensions, geometry, table)
+        _draw_eigenvalues(eigenvalues, spectrum)
+        labels = _draw_effective_dimension(dimensions, spectrum, table)
         figure.suptitle(
             f"{workload_name(args)}, {args.proj_type} projection, queries: "
             f"{'training' if args.test_mode == 'self' else 'test'} samples"
@@ -117,9 +118,8 @@ def _finish_errors(axes, table: pd.DataFrame, measured: bool) -> None:
     legend_below(axes, ncols=5, title=f"λ  ({note})")
 
 
-def _draw_spectrum(axes, geometry: Geometry) -> None:
-    eigenvalues = geometry.eigenvalues[: geometry.rank]
-    positive = eigenvalues[eigenvalues > 0]
+def _draw_eigenvalues(axes: Axes, spectrum: Spectrum) -> None:
+    positive = spectrum.eigenvalues[spectrum.eigenvalues > 0]
     axes.plot(range(1, len(positive) + 1), positive, color="#0072B2")
     floor = positive[0] * torch.finfo(torch.float64).eps
     axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
@@ -129,18 +129,17 @@ def _draw_spectrum(axes, geometry: Geometry) -> None:
     )
 
 
-def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> list[Annotation]:
+def _draw_effective_dimension(axes: Axes, spectrum: Spectrum, table: pd.DataFrame) -> list[Annotation]:
     """Return the labels of d_λ, from left to right."""
+    rank = int((spectrum.eigenvalues > 0).sum())
     ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
-    axes.plot(ridges, effective_dimension(geometry.eigenvalues, ridges) / geometry.rank, color="#0072B2")
+    axes.plot(ridges, effective_dimension(spectrum, ridges) / rank, color="#0072B2")
     used = table.drop_duplicates("lambda")
-    axes.plot(
-        used["lambda"], used["d_lambda"] / geometry.rank, "o", color="#D55E00", label="λ of this run, labelled $d_λ$"
-    )
+    axes.plot(used["lambda"], used["d_lambda"] / rank, "o", color="#D55E00", label="λ of this run, labelled $d_λ$")
     labels = [
         axes.annotate(
             f"{d_lambda:.3g}" if d_lambda < 100 else f"{d_lambda:.0f}",
-            (ridge, d_lambda / geometry.rank),
+            (ridge, d_lambda / rank),
             xytext=(4, 4),
             textcoords="offset points",
             fontsize=7.5,
@@ -152,7 +151,7 @@ def _draw_effective_dimension(axes, geometry: Geometry, table: pd.DataFrame) -> 
         yscale="log",
         xlabel="λ",
         ylabel="$d_λ$ / rank",
-        title=f"Effective dimension, rank {geometry.rank}",
+        title=f"Effective dimension, rank {rank}",
     )
     axes.set_ylim(1e-6, 4)
     legend_below(axes, ncols=1)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from common.theory.column_sample import ColumnSample
-from common.theory.laws import sketch_law
 from common.theory.ranks import unit_ranks
+from common.theory.sketch_law import law_on_grid
+from common.theory.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LdsPrediction:
 
 
 def predict_lds(
-    eigenvalues: Tensor,
+    spectrum: Spectrum,
     subset_sums: Tensor,
     queries: Tensor,
     losses: Tensor,
@@ -44,7 +45,7 @@ def predict_lds(
         LDS(q) = √(12/(N³−N)) Σ_{S<T} (t_S − t_T) (Φ(u_ST) − 1/2) ,   u_ST = E[x_S − x_T] / sd[x_S − x_T]
 
     with N subsets. The standard deviation of a mean over queries is that of its linear part in the noise: with C
-    the (N, k) derivatives of the mean LDS with respect to E[x], and Cov[B̃] from `common.theory.laws`,
+    the (N, k) derivatives of the mean LDS with respect to E[x], and Cov[B̃] from sketch_law.py,
 
         Var = μ²/ν [ tr(Ψ_aa C Ψ_qq Cᵀ) + tr((Cᵀ Ψ_aq)²) ] ,   Ψ_ab = A (F+μI)⁻² Bᵀ .
 
@@ -55,7 +56,7 @@ def predict_lds(
     for m >= 64 (standard error up to 0.003) and within 0.011 at m = 16, too low at large λ.
 
     Args:
-        eigenvalues: (r,) eigenvalues of F, >= 0.
+        spectrum: F.
         subset_sums: (N, r) sums of the (actual, not unit) training gradients of each subset.
         queries: (k, r) query gradients; their lengths do not matter.
         losses: (N, k) loss of each query after training on each subset.
@@ -67,16 +68,16 @@ def predict_lds(
 
     """
     ms, ridges = (torch.as_tensor(value, dtype=torch.float64).flatten() for value in (ms, ridges))
-    eigenvalues, subset_sums, queries, losses = (x.cpu() for x in (eigenvalues, subset_sums, queries, losses))
-    law = sketch_law(eigenvalues, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns)
+    subset_sums, queries, losses = (x.cpu() for x in (subset_sums, queries, losses))
+    law = law_on_grid(spectrum, ms, ridges, corrected, sjlt_columns)
     groups = [torch.arange(len(queries))] if groups is None else groups
     pairs = _Pairs(losses)
     # Everything depends on differences of subset sums alone; centred, they are small enough for float32.
     centred = subset_sums - subset_sums.mean(0)
     centred = (centred / centred.abs().max()).float()
-    damping = law.mu / (eigenvalues[:, None] + law.mu)
+    damping = law.mu * spectrum.resolvent_weights(2, law.mu).sqrt()
     query_scale = (queries.square() @ damping.square()).sqrt().float()
-    mean_weights, damping = (law.mean_weights(eigenvalues) * law.mu).float(), damping.float()
+    mean_weights, damping = (law.mean_weights(spectrum) * law.mu).float(), damping.float()
     noise = law.dof.rsqrt().float()
     queries = queries.float()
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from common.theory.column_sample import ColumnSample
+from common.theory.spectrum import Spectrum
 
 # Columns a bucket from which on the two laws differ by less than 1e-3 while leverages spread over a decade.
 GAUSSIAN_LOAD = 400
@@ -42,12 +43,12 @@ LARGEST_LEVERAGE = 1 - 1e-9
 
 
 def sjlt_ridge_and_dof(
-    eigenvalues: Tensor, m: Tensor, ridge: Tensor, columns: ColumnSample, gaussian_mu: Tensor, gaussian_dof: Tensor
+    spectrum: Spectrum, m: Tensor, ridge: Tensor, columns: ColumnSample, gaussian_mu: Tensor, gaussian_dof: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (μ, ν), each (cells,) float64, of SJLT sketches solved with ridge λ.
 
     Args:
-        eigenvalues: (r,) float64 eigenvalues of F, >= 0.
+        spectrum: F.
         m: (cells,) projection dimensions.
         ridge: (cells,) λ > 0 that the sketched problem is solved with; NaN stays NaN.
         columns: how leverage is spread over the d parameters.
@@ -57,14 +58,14 @@ def sjlt_ridge_and_dof(
     mu, dof = gaussian_mu.clone(), gaussian_dof.clone()
     cells = (m * GAUSSIAN_LOAD > columns.num_columns) & ~ridge.isnan()
     for part in torch.nonzero(cells).flatten().split(128) if cells.any() else ():
-        law = _BucketLaw(eigenvalues, m[part], ridge[part], columns)
+        law = _BucketLaw(spectrum, m[part], ridge[part], columns)
         mu[part], dof[part] = law.ridge_and_dof(gaussian_mu[part].fmax(ridge[part]).log())
     return mu, dof
 
 
 class _BucketLaw:
-    def __init__(self, eigenvalues: Tensor, m: Tensor, ridge: Tensor, columns: ColumnSample):
-        self.eigenvalues, self.m, self.ridge, self.d = eigenvalues[:, None], m, ridge, columns.num_columns
+    def __init__(self, spectrum: Spectrum, m: Tensor, ridge: Tensor, columns: ColumnSample):
+        self.spectrum, self.m, self.ridge, self.d = spectrum, m, ridge, columns.num_columns
         self.grouped, self.energies = columns.eigenvalues[:, None], columns.energies
         self.query_energies = columns.query_energies
         sizes = [len(group) for group in torch.arange(len(self.energies)).tensor_split(min(GROUPS, len(self.energies)))]
@@ -73,7 +74,7 @@ class _BucketLaw:
     def evaluate(self, log_mu: Tensor, added: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Return Σ t_c R_c − d_μ and the log of the ridge that scores see, with leverage `added`; (cells,) each."""
         mu = log_mu.exp()
-        used = (self.eigenvalues / (self.eigenvalues + mu)).sum(0)
+        used = self.spectrum.sums(mu).first
         leverages = _shares(self.energies @ (self.grouped / (self.grouped + mu)))
         seen = _shares(self.query_energies @ (self.grouped + mu) ** -2)
         h = ((leverages * used + seen * added) / self.d).clamp(max=LARGEST_LEVERAGE)
@@ -89,7 +90,7 @@ class _BucketLaw:
         """Return the ridge that scores see and ν; the derivatives behind ν are central differences."""
         log_mu = self._root(start)
         step = torch.full_like(log_mu, 1e-4)
-        added = 1e-4 * (self.eigenvalues / (self.eigenvalues + log_mu.exp())).sum(0)
+        added = 1e-4 * self.spectrum.sums(log_mu.exp()).first
         by_mu = self._difference(lambda sign: self.evaluate(log_mu + sign * step), step)
         by_leverage = self._difference(lambda sign: self.evaluate(log_mu, sign * added), added)
         slope = by_leverage[1] - by_mu[1] * by_leverage[0] / by_mu[0]

@@ -1,13 +1,78 @@
-"""What the laws of sketched scores need to know about F."""
+"""What the laws of sketched scores need to know about F: a few functions of a ridge μ, and nothing else."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from common.theory.implicit_ridge import implicit_ridge
 
-def effective_dimension(eigenvalues: Tensor, ridge: float | Tensor) -> Tensor:
-    """Return d_λ = tr F(F+λI)⁻¹ = Σ s/(s+λ) for one ridge or a tensor of ridges; 0/0 counts as 0."""
-    ridge = torch.as_tensor(ridge, dtype=eigenvalues.dtype, device=eigenvalues.device)
-    positive = eigenvalues[eigenvalues > 0]
-    return (positive / (positive + ridge.unsqueeze(-1))).sum(-1)
+
+@dataclass(frozen=True)
+class SpectralSums:
+    """Sums over the spectrum at ridges μ, with d_p = tr (F(F+μI)⁻¹)^p; float64, the shape of μ each.
+
+    Differences are sums of positive terms of their own, so that nothing cancels where d_1, d_2 and d_3 agree.
+    """
+
+    first: Tensor
+    """d_1 = d_μ, the effective dimension."""
+    first_minus_second: Tensor
+    """d_1 − d_2 = μ tr F(F+μI)⁻²."""
+    second_minus_third: Tensor
+    """d_2 − d_3 = μ tr F²(F+μI)⁻³."""
+
+
+class Spectrum(Protocol):
+    """F as the laws see it. Vectors are given by coordinates in a basis that belongs to the spectrum."""
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """(r,) float64 eigenvalues, known or estimated, descending, >= 0: what figures draw."""
+
+    def sums(self, mu: Tensor) -> SpectralSums:
+        """Return the spectral sums at ridges μ > 0 of any shape."""
+
+    def implicit_ridge(self, m: Tensor, ridge: Tensor) -> Tensor:
+        """Return the root μ of λ = μ (1 − d_μ/m), see `implicit_ridge.implicit_ridge`."""
+
+    def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
+        """Return (r, cells) weights c with aᵀ(F+μI)⁻ᵖ b = Σ_j c_j a_j b_j at (cells,) ridges μ > 0, p = 1, 2 or 3."""
+
+
+class ExactSpectrum:
+    """The eigenvalues of F themselves; coordinates are those in its eigenbasis.
+
+    Directions outside range(F) carry eigenvalue 0.
+    """
+
+    def __init__(self, eigenvalues: Tensor):
+        """Keep (r,) eigenvalues, >= 0, any order and device, as float64 on the CPU; ValueError for anything else."""
+        self.eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64).cpu()
+        s = self.eigenvalues
+        if s.ndim != 1 or not torch.isfinite(s).all() or (s < 0).any():
+            raise ValueError("eigenvalues must be a vector of finite numbers >= 0")
+        self._positive = s[s > 0]
+
+    def sums(self, mu: Tensor) -> SpectralSums:
+        """Return Σ (1−w), Σ w(1−w) and Σ w(1−w)² with w = μ/(s+μ)."""
+        mu = torch.as_tensor(mu, dtype=torch.float64).unsqueeze(-1)
+        share = self._positive / (self._positive + mu)
+        rest = share * (mu / (self._positive + mu))
+        return SpectralSums(share.sum(-1), rest.sum(-1), (rest * share).sum(-1))
+
+    def implicit_ridge(self, m: Tensor, ridge: Tensor) -> Tensor:
+        """Return the root μ of λ = μ (1 − d_μ/m)."""
+        return implicit_ridge(self._positive, m, ridge)
+
+    def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
+        """Return (r, cells) values of (s+μ)⁻ᵖ."""
+        return (self.eigenvalues[:, None] + mu) ** -power
+
+
+def effective_dimension(spectrum: Spectrum, ridge: float | Tensor) -> Tensor:
+    """Return d_λ = tr F(F+λI)⁻¹ for one ridge or a tensor of ridges, float64."""
+    return spectrum.sums(torch.as_tensor(ridge, dtype=torch.float64)).first

@@ -7,7 +7,7 @@ import torch
 
 from common.experiments.cells import Cells
 from common.sketches.geometry import build_geometry
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.reference import DenseGradients
 
@@ -22,14 +22,15 @@ def geometry():
 
 
 def make_cells(geometry, ms, ridge_correction):
-    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(RIDGES, dtype=torch.float64)).tolist()
-    return Cells(ms, RIDGES, d_lambda, ridge_correction)
+    spectrum = ExactSpectrum(geometry.eigenvalues)
+    d_lambda = effective_dimension(spectrum, torch.tensor(RIDGES, dtype=torch.float64)).tolist()
+    return Cells(spectrum, ms, RIDGES, d_lambda, ridge_correction)
 
 
 @pytest.mark.parametrize("m", [1, 64])
 def test_the_corrected_ridge_is_lambda_times_one_minus_d_lambda_over_m_and_undefined_below(geometry, m):
     cells = make_cells(geometry, [m], ridge_correction=True)
-    for ridge, d_lambda, found in zip(RIDGES, cells.effective_dimensions, cells.corrected(geometry, m), strict=True):
+    for ridge, d_lambda, found in zip(RIDGES, cells.effective_dimensions, cells.corrected(m), strict=True):
         expected = ridge * (1 - d_lambda / m)
         assert math.isnan(found) if expected <= 0 else found == pytest.approx(expected)
 
@@ -38,9 +39,9 @@ def test_the_smallest_ridge_includes_corrected_ones(geometry):
     d_lambda = make_cells(geometry, [64], ridge_correction=False).effective_dimensions[0]
     just_above = math.ceil(d_lambda)
     corrected = make_cells(geometry, [1, just_above, 64], ridge_correction=True)
-    assert corrected.smallest_ridge(geometry) == pytest.approx(1e-4 * (1 - d_lambda / just_above))
-    assert make_cells(geometry, [just_above], ridge_correction=False).smallest_ridge(geometry) == 1e-4
+    assert corrected.smallest_ridge() == pytest.approx(1e-4 * (1 - d_lambda / just_above))
+    assert make_cells(geometry, [just_above], ridge_correction=False).smallest_ridge() == 1e-4
 
 
 def test_without_a_defined_correction_the_smallest_ridge_is_that_of_the_grid(geometry):
-    assert make_cells(geometry, [1], ridge_correction=True).smallest_ridge(geometry) == 1e-4
+    assert make_cells(geometry, [1], ridge_correction=True).smallest_ridge() == 1e-4

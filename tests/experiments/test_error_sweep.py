@@ -13,7 +13,7 @@ from common.sketches.geometry import build_geometry
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.reference import DenseGradients, normal, projection_matrix
 
@@ -35,8 +35,9 @@ def toy(num_queries=8, zero_query=False):
 
 def make_cells(geometry, ms, ridges=None, ridge_correction=False):
     ridges = ridges or RIDGES
-    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
-    return Cells(ms, ridges, d_lambda, ridge_correction)
+    spectrum = ExactSpectrum(geometry.eigenvalues)
+    d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
+    return Cells(spectrum, ms, ridges, d_lambda, ridge_correction)
 
 
 def measured(problem, m, trial, cells, geometry):
@@ -77,7 +78,7 @@ def test_measured_errors_equal_those_of_the_dense_formula(m):
 def test_rows_carry_trial_m_lambda_and_the_number_of_queries():
     _, _, geometry = toy()
     cells = make_cells(geometry, [4, 8])
-    sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(geometry), seed=0)
+    sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(), seed=0)
     rows = [row for m, problem in sketcher.problems(2, [4, 8]) for row in measured(problem, m, 2, cells, geometry)]
     assert [(row["trial"], row["m"], row["lambda"]) for row in rows] == [(2, m, r) for m in (4, 8) for r in RIDGES]
     assert {row["num_queries"] for row in rows} == {8}
@@ -164,7 +165,7 @@ def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
     # 60 trials; the closed form is asymptotic, so a few percent remain (ε_95 of 8 queries a trial, averaged)
     _, _, geometry = toy(num_queries=N_TRAIN)
     cells = make_cells(geometry, [64, 256], ridge_correction=corrected)
-    sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(geometry), seed=0)
+    sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(), seed=0)
     rows = [
         row
         for trial in range(60)

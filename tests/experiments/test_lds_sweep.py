@@ -15,7 +15,7 @@ from common.sketches.geometry import build_geometry
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from common.workloads.records import GroundTruth
 from tests import reference
 from tests.reference import DenseGradients, generator, normal, projection_matrix
@@ -57,8 +57,9 @@ def make_task(gradients, truth, ms, ridges=None, ridge_correction=False, seed=0)
     ridges = ridges or RIDGES
     rows = torch.arange(N_TRAIN, N_TRAIN + N_QUERIES)
     geometry = build_geometry(gradients.unit_gram(), gradients.norms, N_TRAIN, rows)
-    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
-    cells, samples = Cells(ms, ridges, d_lambda, ridge_correction), torch.arange(0, 2 * N_QUERIES, 2)
+    spectrum = ExactSpectrum(geometry.eigenvalues)
+    d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
+    cells, samples = Cells(spectrum, ms, ridges, d_lambda, ridge_correction), torch.arange(0, 2 * N_QUERIES, 2)
     return lds_sweep.make_task(geometry, truth, samples, cells, num_val=5, seed=seed)
 
 
@@ -73,7 +74,7 @@ def spearman(scores, truth):
 
 
 def units_of(task, vectors, ms, trials=3):
-    sketcher = CoordinateSketcher(task.geometry, vectors, task.cells.smallest_ridge(task.geometry), seed=0)
+    sketcher = CoordinateSketcher(task.geometry, vectors, task.cells.smallest_ridge(), seed=0)
     return pd.DataFrame(
         row
         for trial in range(trials)

@@ -14,7 +14,7 @@ from common.experiments import spectrum_figure
 from common.experiments.cells import Cells
 from common.experiments.error_sweep import predict
 from common.sketches.geometry import build_geometry
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.reference import DenseGradients
 
@@ -30,8 +30,9 @@ def geometry():
 
 def make_table(geometry, measured=True, ridges=None, ms=None, ridge_correction=False):
     ridges, ms = ridges or RIDGES, ms or MS
-    d_lambda = effective_dimension(geometry.eigenvalues, torch.tensor(ridges, dtype=torch.float64)).tolist()
-    table = predict(Cells(ms, ridges, d_lambda, ridge_correction), geometry)
+    spectrum = ExactSpectrum(geometry.eigenvalues)
+    d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
+    table = predict(Cells(spectrum, ms, ridges, d_lambda, ridge_correction), geometry)
     if measured:
         table["eps_95"] = 1.1 * table["predicted_eps_95"]
         table["mean_ratio"] = 0.9 * table["predicted_mean_ratio"]
@@ -57,7 +58,7 @@ def draw(geometry, tmp_path, monkeypatch):
     )
 
     def run(table, **changes):
-        spectrum_figure.draw_spectrum_bounds(tmp_path, table, geometry, make_args(**changes))
+        spectrum_figure.draw_spectrum_bounds(tmp_path, table, ExactSpectrum(geometry.eigenvalues), make_args(**changes))
         return kept[-1]
 
     return run
@@ -198,7 +199,9 @@ def test_cells_without_a_number_are_left_out_of_the_picture_without_a_warning(dr
 
 def test_the_same_numbers_give_the_same_files(geometry, tmp_path):
     for name in ("first", "second"):
-        spectrum_figure.draw_spectrum_bounds(tmp_path / name, make_table(geometry), geometry, make_args())
+        spectrum_figure.draw_spectrum_bounds(
+            tmp_path / name, make_table(geometry), ExactSpectrum(geometry.eigenvalues), make_args()
+        )
     for kind in ("png", "pdf"):
         first, second = ((tmp_path / name / f"figure.{kind}").read_bytes() for name in ("first", "second"))
         assert first == second

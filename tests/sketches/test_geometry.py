@@ -5,7 +5,7 @@ import torch
 
 from common.sketches.geometry import build_geometry, coordinates
 from common.sketches.influence import exact_influence, exact_self_influence
-from common.theory.spectrum import effective_dimension
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.reference import DenseGradients, normal
 
@@ -248,13 +248,15 @@ def test_subset_weights_add_up_the_actual_gradients():
 def test_effective_dimension_equals_the_dense_trace(ridge):
     train = normal(0, 20, 12)
     expected = reference.effective_dimension(train, ridge)
-    assert effective_dimension(geometry_of(train).eigenvalues, ridge).item() == pytest.approx(expected, rel=1e-10)
+    assert effective_dimension(ExactSpectrum(geometry_of(train).eigenvalues), ridge).item() == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_effective_dimension_lies_between_zero_and_the_rank_and_falls_with_the_ridge():
     eigenvalues = geometry_of(normal(0, 20, 12)).eigenvalues
     ridges = torch.logspace(-300, 300, 121, dtype=torch.float64)
-    d_lambda = effective_dimension(eigenvalues, ridges)
+    d_lambda = effective_dimension(ExactSpectrum(eigenvalues), ridges)
     assert d_lambda.shape == (121,)
     assert d_lambda[0] == 12
     assert (d_lambda.diff() <= 0).all()
@@ -262,4 +264,4 @@ def test_effective_dimension_lies_between_zero_and_the_rank_and_falls_with_the_r
 
 
 def test_directions_that_only_queries_have_do_not_count_even_without_a_ridge():
-    assert effective_dimension(torch.tensor([2.0, 1.0, 0.0, 0.0], dtype=torch.float64), 0.0).item() == 2
+    assert effective_dimension(ExactSpectrum(torch.tensor([2.0, 1.0, 0.0, 0.0])), 0.0).item() == 2

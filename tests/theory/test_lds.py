@@ -7,9 +7,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from common.experiments.metrics import lds_per_query
-from common.theory.laws import sketch_law
 from common.theory.lds import predict_lds
 from common.theory.ranks import unit_ranks
+from common.theory.sketch_law import sketch_law
+from common.theory.spectrum import ExactSpectrum
 from tests import reference_theory as reference
 
 SIZE, SUBSETS, QUERIES = 150, 30, 60
@@ -40,9 +41,9 @@ def test_the_mean_is_that_of_the_gaussian_law_and_the_spread_its_linear_part(gen
     """
     eigenvalues, sums, queries, losses = make_task("power", generator)
     ranks = unit_ranks(losses)
-    prediction = predict_lds(eigenvalues, sums, queries, losses, [64], RIDGES[1:2], GROUPS)
-    law = sketch_law(eigenvalues, torch.tensor([64.0]), RIDGES[1:2])
-    mean = (sums * law.mean_weights(eigenvalues)[:, 0]) @ queries.T
+    prediction = predict_lds(ExactSpectrum(eigenvalues), sums, queries, losses, [64], RIDGES[1:2], GROUPS)
+    law = sketch_law(ExactSpectrum(eigenvalues), torch.tensor([64.0]), RIDGES[1:2])
+    mean = (sums * law.mean_weights(ExactSpectrum(eigenvalues))[:, 0]) @ queries.T
     a, q = sums / (eigenvalues + law.mu), queries / (eigenvalues + law.mu)
     draws = []
     for _ in range(1500):
@@ -63,7 +64,7 @@ def test_lds_of_gaussian_sketches_is_predicted(name, generator):
     """150 sketches: group means to 0.004 plus 4.5 standard errors (false alarm 7e-6 each), sd to 30 %."""
     eigenvalues, sums, queries, losses = make_task(name, generator)
     ranks = unit_ranks(losses)
-    prediction = predict_lds(eigenvalues, sums, queries, losses, [64], RIDGES, GROUPS)
+    prediction = predict_lds(ExactSpectrum(eigenvalues), sums, queries, losses, [64], RIDGES, GROUPS)
     scores = reference.simulated_scores(eigenvalues, sums, queries, 64, RIDGES, 150, generator)
     measured = torch.stack([torch.stack([lds_per_query(s, ranks) for s in score]) for score in scores])
     for i, group in enumerate(GROUPS):
@@ -77,7 +78,7 @@ def test_a_huge_sketch_reaches_the_exact_lds_without_spread(generator):
     eigenvalues, sums, queries, losses = make_task("power", generator)
     exact = reference.exact_scores(eigenvalues, sums, queries, RIDGES)
     expected = torch.stack([lds_per_query(score, unit_ranks(losses)) for score in exact])
-    prediction = predict_lds(eigenvalues, sums, queries, losses, [10**14], RIDGES)
+    prediction = predict_lds(ExactSpectrum(eigenvalues), sums, queries, losses, [10**14], RIDGES)
     torch.testing.assert_close(prediction.per_query[0], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(prediction.mean[0, 0], expected.mean(1), rtol=0, atol=1e-5)
     assert (prediction.std <= 1e-4).all()
@@ -86,8 +87,10 @@ def test_a_huge_sketch_reaches_the_exact_lds_without_spread(generator):
 def test_query_length_and_a_common_part_of_the_subsets_do_not_matter(generator):
     eigenvalues, sums, queries, losses = make_task("deficient", generator)
     lengths = torch.logspace(-8, 3, QUERIES, dtype=torch.float64)[:, None]
-    plain = predict_lds(eigenvalues, sums, queries, losses, [32, 256], RIDGES, GROUPS)
-    moved = predict_lds(eigenvalues, 7 * (sums + 3), queries * lengths, losses**3, [32, 256], RIDGES, GROUPS)
+    plain = predict_lds(ExactSpectrum(eigenvalues), sums, queries, losses, [32, 256], RIDGES, GROUPS)
+    moved = predict_lds(
+        ExactSpectrum(eigenvalues), 7 * (sums + 3), queries * lengths, losses**3, [32, 256], RIDGES, GROUPS
+    )
     for name in ("per_query", "mean", "std"):
         torch.testing.assert_close(getattr(moved, name), getattr(plain, name), rtol=1e-3, atol=1e-3)
 
@@ -95,10 +98,10 @@ def test_query_length_and_a_common_part_of_the_subsets_do_not_matter(generator):
 def test_dead_queries_constant_losses_and_equal_subsets_spoil_nothing_else(generator):
     eigenvalues, sums, queries, losses = make_task("power", generator)
     sums[1] = sums[0]
-    plain = predict_lds(eigenvalues, sums, queries[2:], losses[:, 2:], [64], RIDGES)
+    plain = predict_lds(ExactSpectrum(eigenvalues), sums, queries[2:], losses[:, 2:], [64], RIDGES)
     queries[0] = 0
     losses[:, 1] = 4.0
-    prediction = predict_lds(eigenvalues, sums, queries, losses, [64], RIDGES)
+    prediction = predict_lds(ExactSpectrum(eigenvalues), sums, queries, losses, [64], RIDGES)
     assert prediction.per_query[..., :2].isnan().all()
     assert plain.mean.isfinite().all()
     torch.testing.assert_close(prediction.mean, plain.mean)
@@ -107,7 +110,7 @@ def test_dead_queries_constant_losses_and_equal_subsets_spoil_nothing_else(gener
 
 def test_the_corrected_prediction_is_nan_exactly_where_no_correction_exists(generator):
     eigenvalues, sums, queries, losses = make_task("power", generator)
-    prediction = predict_lds(eigenvalues, sums, queries, losses, [32, 1024], RIDGES, corrected=True)
+    prediction = predict_lds(ExactSpectrum(eigenvalues), sums, queries, losses, [32, 1024], RIDGES, corrected=True)
     defined = torch.tensor([32, 1024])[:, None] > (eigenvalues / (eigenvalues + RIDGES[:, None])).sum(1)
     assert not defined.all()
     assert torch.equal(prediction.mean[0].isfinite(), defined)
@@ -142,7 +145,7 @@ def test_lds_of_a_real_workload_is_predicted(kind, generator):
     eigenvalues = eigenvalues.clamp(min=0)
     ranks = unit_ranks(losses)
     ridges = torch.tensor([1e-4, 1e-2, 1.0], dtype=torch.float64)
-    prediction = predict_lds(eigenvalues, sums @ basis, queries @ basis, losses, [32, 64], ridges)
+    prediction = predict_lds(ExactSpectrum(eigenvalues), sums @ basis, queries @ basis, losses, [32, 64], ridges)
     for row, m in enumerate((32, 64)):
         scores = reference.simulated_scores(
             eigenvalues, sums @ basis, queries @ basis, m, ridges, 40, generator, kind, basis.T

@@ -7,8 +7,10 @@ import torch
 from scipy.stats import poisson
 
 from common.theory.column_sample import ColumnSample, group
-from common.theory.laws import predict_self_influence, sketch_law
+from common.theory.self_influence import predict_self_influence
 from common.theory.sjlt import GAUSSIAN_LOAD, sjlt_ridge_and_dof
+from common.theory.sketch_law import sketch_law
+from common.theory.spectrum import ExactSpectrum
 from tests.reference import generator
 from tests.reference_theory import bucket_weights, free_sketch_ridge, simulated_scores
 
@@ -48,8 +50,8 @@ def simulated_ratios(m: int, spread: float):
 def test_bias_and_error_are_predicted_where_the_gaussian_law_is_not(m, spread):
     """40 sketches know the mean ratio to 0.003 and ε_95 to 4 %; both limits are 3 of that: one false alarm in 100."""
     eigenvalues, queries, columns, ratios = simulated_ratios(m, spread)
-    ours = predict_self_influence(eigenvalues, queries, [m], [RIDGE], sjlt_columns=columns)
-    gaussian = predict_self_influence(eigenvalues, queries, [m], [RIDGE])
+    ours = predict_self_influence(ExactSpectrum(eigenvalues), queries, [m], [RIDGE], sjlt_columns=columns)
+    gaussian = predict_self_influence(ExactSpectrum(eigenvalues), queries, [m], [RIDGE])
     measured = (ratios - 1).abs().quantile(0.95, dim=1).mean()
     assert abs(ours.mean_ratio.item() - ratios.mean().item()) < 0.01
     assert abs(ours.eps_95.item() / measured - 1) < 0.12
@@ -61,7 +63,9 @@ def test_uneven_columns_are_not_described_by_equal_ones():
     eigenvalues, queries, columns, ratios = simulated_ratios(450, spread=0.7)
     measured = ratios.mean().item()
     uneven, equal = (
-        predict_self_influence(eigenvalues, queries, [450], [RIDGE], sjlt_columns=sample).mean_ratio.item()
+        predict_self_influence(
+            ExactSpectrum(eigenvalues), queries, [450], [RIDGE], sjlt_columns=sample
+        ).mean_ratio.item()
         for sample in (columns, equal_columns(D, RANK))
     )
     assert abs(uneven - measured) < 0.5 * abs(equal - measured)
@@ -77,7 +81,9 @@ def test_one_common_ridge_stands_in_for_a_ridge_on_every_column(ridge):
     vectors = queries @ basis.T
     scores = (vectors * torch.linalg.solve(fisher + own.diag(), vectors.T).T).sum(1)
     expected = (scores / (queries.square() @ (1 / (eigenvalues + ridge)))).mean().item()
-    ours = predict_self_influence(eigenvalues, queries, [600], [ridge], sjlt_columns=columns).mean_ratio.item()
+    ours = predict_self_influence(
+        ExactSpectrum(eigenvalues), queries, [600], [ridge], sjlt_columns=columns
+    ).mean_ratio.item()
     assert abs(ours / expected - 1) < 0.01
 
 
@@ -87,8 +93,8 @@ def test_equal_leverages_give_the_free_sketch(load):
     eigenvalues = torch.arange(1, 500, dtype=torch.float64) ** -1.5
     ridges = torch.tensor([1e-9, 1e-6, 1e-3, 1.0], dtype=torch.float64)
     m = torch.full_like(ridges, d // load)
-    law = sketch_law(eigenvalues, m, ridges)
-    mu, dof = sjlt_ridge_and_dof(eigenvalues, m, ridges, equal_columns(d, 499), law.mu, law.dof)
+    law = sketch_law(ExactSpectrum(eigenvalues), m, ridges)
+    mu, dof = sjlt_ridge_and_dof(ExactSpectrum(eigenvalues), m, ridges, equal_columns(d, 499), law.mu, law.dof)
     expected = [free_sketch_ridge(eigenvalues, float(m[0]), ridge, d) for ridge in ridges.tolist()]
     torch.testing.assert_close(mu, torch.tensor([e[0] for e in expected], dtype=torch.float64), rtol=1e-6, atol=0)
     torch.testing.assert_close(dof, torch.tensor([e[1] for e in expected], dtype=torch.float64), rtol=1e-4, atol=0)
@@ -102,7 +108,7 @@ def test_buckets_of_a_multiple_of_the_identity_decouple(ridge):
     sizes, ridges = torch.tensor([m], dtype=torch.float64), torch.tensor([ridge], dtype=torch.float64)
     eigenvalues = torch.full((d,), s, dtype=torch.float64)
     columns = group(d, eigenvalues, torch.eye(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64))
-    mu, _ = sjlt_ridge_and_dof(eigenvalues, sizes, ridges, columns, undefined, undefined)
+    mu, _ = sjlt_ridge_and_dof(ExactSpectrum(eigenvalues), sizes, ridges, columns, undefined, undefined)
     others = torch.arange(60, dtype=torch.float64)
     chances = torch.from_numpy(poisson.pmf(others.numpy(), d / m))
     expected = (chances / (ridge + s * (1 + others))).sum()
@@ -112,12 +118,12 @@ def test_buckets_of_a_multiple_of_the_identity_decouple(ridge):
 def test_full_buckets_give_the_gaussian_law():
     eigenvalues = torch.arange(1, 300, dtype=torch.float64) ** -1.5
     m, ridge = torch.tensor([64.0, 64.0], dtype=torch.float64), torch.tensor([1e-6, 1e-2], dtype=torch.float64)
-    law = sketch_law(eigenvalues, m, ridge)
+    law = sketch_law(ExactSpectrum(eigenvalues), m, ridge)
     d = 64 * (GAUSSIAN_LOAD - 1)
     uneven = torch.logspace(-0.5, 0.5, 100, dtype=torch.float64)[:, None] / d
     columns = group(d, eigenvalues, uneven.expand(-1, 299).clone(), torch.ones(299, dtype=torch.float64))
     undefined = torch.full_like(ridge, torch.nan)
-    mu, dof = sjlt_ridge_and_dof(eigenvalues, m, ridge, columns, undefined, undefined)
+    mu, dof = sjlt_ridge_and_dof(ExactSpectrum(eigenvalues), m, ridge, columns, undefined, undefined)
     torch.testing.assert_close(mu, law.mu, rtol=2e-3, atol=0)
     torch.testing.assert_close(dof, law.dof, rtol=2e-3, atol=0)
 
@@ -126,7 +132,7 @@ def test_an_undefined_ridge_stays_undefined():
     undefined = torch.tensor([torch.nan], dtype=torch.float64)
     eigenvalues = torch.ones(5, dtype=torch.float64)
     mu, dof = sjlt_ridge_and_dof(
-        eigenvalues, torch.tensor([8.0]), undefined, equal_columns(20, 5), undefined, undefined
+        ExactSpectrum(eigenvalues), torch.tensor([8.0]), undefined, equal_columns(20, 5), undefined, undefined
     )
     assert mu.isnan().all()
     assert dof.isnan().all()
