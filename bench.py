@@ -15,19 +15,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import figure as bench_figures
-from bench import growth as bench_growth
-from bench import routes as bench_routes
-from bench import tables as bench_tables
+from bench import MIN_M
 from common.experiments import arguments, script
 from common.foundations.errors import UserError
 from common.foundations.storage import make_folder, write_atomically
-from common.workloads.benchmark import load_trained_model
-from common.workloads.pairs import load_workload
 
 
 def main() -> None:
-    """Run every comparison and print the table."""
+    """Compare, and write the results, where the options allow it."""
+    args = parse_arguments()
+    folder = make_folder(args.output_dir / "bench")
+    run_benchmark(folder, args.benchmark_dir, args.num_train, args.max_m)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the checked options."""
     parser = arguments.OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("results"), help="folder of results")
     parser.add_argument("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of the checkpoint")
@@ -36,26 +38,34 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_train < 8:
         raise UserError(f"--num_train {args.num_train}: growth is measured down to a quarter of it, at least 8 needed")
-    if args.max_m < bench_routes.MIN_M:
-        raise UserError(f"--max_m {args.max_m}: the sweep starts at m = {bench_routes.MIN_M}")
-    folder = make_folder(args.output_dir / "bench")
+    if args.max_m < MIN_M:
+        raise UserError(f"--max_m {args.max_m}: the sweep starts at m = {MIN_M}")
+    return args
+
+
+def run_benchmark(folder: Path, benchmark_dir: Path, num_train: int, max_m: int) -> None:
+    """Run every comparison, print the tables and write them to `folder`."""
+    # these take seconds to import: not before the options are known to be right
+    from bench import figure, growth, routes, tables
+    from common.workloads.benchmark import load_trained_model
+    from common.workloads.pairs import load_workload
 
     # the checkpoint is trained once, outside all timings
-    load_trained_model(load_workload("mnist", "mlp"), args.benchmark_dir, "cpu")
+    load_trained_model(load_workload("mnist", "mlp"), benchmark_dir, "cpu")
 
-    sweep = bench_routes.compare_sweeps(args.benchmark_dir, args.num_train, args.max_m)
-    table = bench_tables.join(sweep, bench_routes.compare_preparation(args.benchmark_dir, args.num_train))
+    sweep = routes.compare_sweeps(benchmark_dir, num_train, max_m)
+    table = tables.join(sweep, routes.compare_preparation(benchmark_dir, num_train))
     write_atomically(folder / "bench.csv", table.to_csv(index=False))
-    print(bench_tables.readable(table))
+    print(tables.readable(table))
 
-    growth = bench_growth.measure_growth(args.num_train)
-    slopes = bench_growth.slopes(growth)
-    write_atomically(folder / "growth.csv", growth.to_csv(index=False))
+    measured = growth.measure_growth(num_train)
+    slopes = growth.slopes(measured)
+    write_atomically(folder / "growth.csv", measured.to_csv(index=False))
     write_atomically(folder / "slopes.csv", slopes.to_csv(index=False))
     print(slopes.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
 
-    bench_figures.draw_bench(folder, table, growth)
-    bench_tables.check_agreement(table)
+    figure.draw_bench(folder, table, measured)
+    tables.check_agreement(table)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from bench import MIN_M
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.gradients.layer_gradients import LayerwiseGradients
@@ -27,7 +28,6 @@ from common.workloads.pairs import load_workload
 from common.workloads.training import train_model, train_together
 
 RIDGES = [10.0**e for e in range(-8, -2)]
-MIN_M = 16
 NUM_QUERIES = 200
 SEED = 42
 NOISE_SKETCHES = 20

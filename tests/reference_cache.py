@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common.foundations.storage import state_fingerprint
+from common.foundations.tensor_files import state_fingerprint
 from common.gradients.planning import GradientPlan, plan_gradients
 from common.sketches.cache import Cache
 from common.workloads.losses import cross_entropy

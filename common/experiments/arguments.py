@@ -1,4 +1,8 @@
-"""Options that both scripts share, their validation, and how a script ends."""
+"""The command line: options that both scripts share, their validation, and the records made of them.
+
+The only module below the entry scripts that sees the argparse namespace. Imports nothing that takes time, so that a
+mistake is named at once.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
+from common.experiments.options import (
+    GradientOptions,
+    Grid,
+    Option,
+    QueryChoice,
+    RunRequest,
+    SharedOptions,
+    SketchOptions,
+    WorkloadChoice,
+)
 from common.foundations.errors import UserError
-from common.workloads.pairs import DATASET_NAMES, MODEL_NAMES
-from common.workloads.user_file import load_user_workload
+from common.workloads.names import DATASET_NAMES, MODEL_NAMES, check_file, check_pair
 
-LARGEST_DEFAULT_M = 65_536
 DEFAULT_PAIR = ("mnist", "mlp")
 
 
@@ -58,6 +68,20 @@ def open_unit_float(text: str) -> float:
 def power_of_two(text: str) -> int:
     """Parse 1, 2, 4, 8, ..."""
     return _parse(text, int, lambda value: value >= 1 and value & (value - 1) == 0, "a power of two: 1, 2, 4, ...")
+
+
+def make_parser(description: str, min_m: int) -> OneLineParser:
+    """Return a parser with the options that both experiments have; `min_m` is the default of --min_m."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shared_options(parser, min_m)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options of the command line, checked by `check_shared_options`."""
+    args = parser.parse_args()
+    check_shared_options(args)
+    return args
 
 
 def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
@@ -115,8 +139,10 @@ def check_shared_options(args: argparse.Namespace) -> None:
                 raise UserError(f"--workload {args.workload} brings its own data and model; drop --{name} {value}")
         if args.benchmark != "local":
             raise UserError(f"--workload {args.workload} is nothing that --benchmark {args.benchmark} has published")
+        check_file(args.workload)
     else:
         args.dataset, args.model = args.dataset or DEFAULT_PAIR[0], args.model or DEFAULT_PAIR[1]
+        check_pair(args.dataset, args.model)
     if args.epochs is not None and args.benchmark != "local":
         raise UserError(f"--epochs {args.epochs} trains anew; --benchmark {args.benchmark} comes trained")
     if args.num_train is not None and args.benchmark != "local":
@@ -127,7 +153,7 @@ def check_shared_options(args: argparse.Namespace) -> None:
         )
     if args.explicit_projection and args.proj_type != "normal":
         raise UserError(f"--explicit_projection is for --proj_type normal; {args.proj_type} always projects explicitly")
-    may_recompute = args.offload == "recompute" or (args.offload is None and uses_coordinates(args))
+    may_recompute = args.offload == "recompute" or (args.offload is None and _sketches(args).of_coordinates)
     if args.grad_dtype != "float32" and may_recompute:
         raise UserError(f"--grad_dtype {args.grad_dtype} needs stored gradients: --offload none, cpu or disk")
     if args.proj_type == "sjlt" and args.min_m < args.sjlt_sparsity:
@@ -136,53 +162,40 @@ def check_shared_options(args: argparse.Namespace) -> None:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} is for --proj_type sjlt, got {args.proj_type}")
 
 
-def uses_coordinates(args: argparse.Namespace) -> bool:
-    """Whether sketches are drawn of coordinates in an orthonormal basis: the law must be rotation invariant."""
-    return args.proj_type == "normal" and not args.explicit_projection
+def shared_options(args: argparse.Namespace, query_kind: str) -> SharedOptions:
+    """Return checked options as the records that both experiments use; `query_kind` is `self` or `test`."""
+    return SharedOptions(
+        workload=_workload(args),
+        gradients=GradientOptions(args.batch_size, args.offload, args.grad_dtype, args.cache_dir, args.device),
+        queries=QueryChoice(query_kind, args.num_test_grads, args.seed),
+        sketches=_sketches(args),
+        grid=Grid(args.min_m, args.max_m, args.lambda_exp_min, args.lambda_exp_max, args.ridge_correction),
+        predict_only=args.predict_only,
+        fresh=args.fresh,
+    )
 
 
-def choose_device(name: str | None) -> torch.device:
-    """Return the device asked for; without a wish, CUDA where there is one, else the CPU with one line saying so.
-
-    Raises:
-        UserError: CUDA was asked for and is not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
-    if name is None and not torch.cuda.is_available():
-        print("no CUDA device: running on the CPU")
-    # TF32 would leave gradients and sketches three digits
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+def run_request(experiment: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> RunRequest:
+    """Return what the run folder of checked options is named after; `parser` knows the defaults."""
+    options = tuple(Option(name, value, parser.get_default(name)) for name, value in vars(args).items())
+    return RunRequest(experiment, _workload(args), args.proj_type, args.output_dir, options)
 
 
-def workload_name(args: argparse.Namespace) -> str:
-    """Return the name of the pair or of the user's own workload: it names folders and titles figures.
+def _workload(args: argparse.Namespace) -> WorkloadChoice:
+    return WorkloadChoice(
+        dataset=args.dataset,
+        model=args.model,
+        file=args.workload,
+        num_train=args.num_train,
+        epochs=args.epochs,
+        benchmark=args.benchmark,
+        data_dir=args.data_dir,
+        benchmark_dir=args.benchmark_dir,
+    )
 
-    Raises:
-        UserError: see `load_user_workload`.
-    """
-    return f"{args.dataset}_{args.model}" if args.workload is None else load_user_workload(args.workload).name
 
-
-def ridge_grid(args: argparse.Namespace) -> list[float]:
-    """Return λ = 10^e for every integer e of the range, ascending."""
-    return [float(f"1e{e}") for e in range(args.lambda_exp_min, args.lambda_exp_max + 1)]
-
-
-def projection_dimensions(args: argparse.Namespace, num_parameters: int) -> tuple[list[int], list[int]]:
-    """Return the powers of two from --min_m to --max_m: those below d, and those left out because m >= d.
-
-    Raises:
-        UserError: none is left.
-    """
-    max_m = args.max_m if args.max_m is not None else min(LARGEST_DEFAULT_M, num_parameters - 1)
-    powers = [2**j for j in range(max_m.bit_length()) if args.min_m <= 2**j <= max_m]
-    used = [m for m in powers if m < num_parameters]
-    if not used:
-        limit = f"--min_m {args.min_m} .. --max_m {max_m}"
-        raise UserError(f"{limit} holds no power of two below the {num_parameters} parameters of the model")
-    return used, [m for m in powers if m >= num_parameters]
+def _sketches(args: argparse.Namespace) -> SketchOptions:
+    return SketchOptions(args.proj_type, args.explicit_projection, args.sjlt_sparsity, args.num_trials, args.seed)
 
 
 def _parse(text: str, kind: type, allowed: Callable[[float], bool], description: str):

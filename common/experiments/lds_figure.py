@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import Normal, Stroke
 
-from common.experiments.arguments import workload_name
 from common.experiments.selection import Selection
 from common.experiments.spectrum_figure import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, save_figure
 
@@ -21,7 +19,7 @@ OUTLINE = [Stroke(linewidth=2.5, foreground="black"), Normal()]
 
 
 def draw_hyperparam_selection(
-    folder: Path, table: pd.DataFrame, predicted: pd.DataFrame, selection: Selection | None, args: argparse.Namespace
+    folder: Path, table: pd.DataFrame, predicted: pd.DataFrame, selection: Selection | None, title: str
 ) -> None:
     """Write figure.png and figure.pdf of experiment 2.
 
@@ -30,19 +28,19 @@ def draw_hyperparam_selection(
         table: summary.csv: sketched cells (measured and predicted, or predicted alone) and exact rows (m = inf).
         predicted: the closed form on its own, finer grid of m.
         selection: the choices; None where nothing was measured.
-        args: the script's options, for the title.
+        title: says what was measured.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(14, 8.8), layout="constrained")
-        for panel, group, title in ((axes[0, 0], "val", "validation queries"), (axes[0, 1], "test", "test queries")):
+        for panel, group, queries in ((axes[0, 0], "val", "validation queries"), (axes[0, 1], "test", "test queries")):
             _draw_over_ridge(panel, table, predicted, group)
-            panel.set_title(f"LDS against λ, {title}")
+            panel.set_title(f"LDS against λ, {queries}")
         legend_below(axes[0, 0], ncols=3, title=MEASURED_AND_PREDICTED)
         _draw_over_dimension(axes[0, 2], table, predicted, selection)
         _draw_effective_dimension(axes[1, 0], table, selection)
         _draw_normalised(axes[1, 1], table, predicted)
         _draw_map(axes[1, 2], table, predicted)
-        figure.suptitle(f"{workload_name(args)}, {args.proj_type} projection, {args.num_subsets} subset models")
+        figure.suptitle(title)
         save_figure(figure, folder)
 
 

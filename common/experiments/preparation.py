@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from common.experiments.arguments import choose_device, projection_dimensions, ridge_grid, uses_coordinates
 from common.experiments.column_sample import sample_columns
+from common.experiments.device import choose_device
+from common.experiments.options import QueryChoice, SharedOptions, SketchOptions, WorkloadChoice
 from common.experiments.run import Run
 from common.foundations.errors import UserError
 from common.foundations.seeds import make_generator
-from common.foundations.storage import file_checksum, fingerprint
+from common.foundations.storage import file_checksum
+from common.foundations.tensor_files import fingerprint
 from common.gradients.checks import check_gradients
 from common.gradients.kept_rows import Gradients
 from common.gradients.planning import DTYPES, GradientPlan, plan_gradients
@@ -24,7 +25,7 @@ from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.column_sample import ColumnSample
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from common.workloads.benchmark import TrainedModel, check_ground_truth, load_trained_model
-from common.workloads.pairs import check_pair, load_workload
+from common.workloads.pairs import load_workload
 from common.workloads.published import load_published_benchmark
 from common.workloads.records import Dataset, Workload
 from common.workloads.user_file import load_user_workload, naming, without_ground_truth
@@ -83,45 +84,46 @@ class Prepared:
         return self.gradients.get(self.geometry.norms)
 
 
-def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
+def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) -> Prepared:
     """Return a trained model's gradients and their geometry; every step is timed and recorded in config.json.
 
     Args:
-        args: the script's options.
+        options: what is asked for.
         run: where to record.
-        query_kind: `self` (queries are training samples) or `test` (test samples).
+        num_subsets: subset models that a ground truth will be needed of, if any.
 
     Raises:
         UserError: see the functions called.
     """
-    device = choose_device(args.device)
-    workload, trained = _load_model(args, run, device)
+    choice, wanted = options.workload, options.gradients
+    device = choose_device(wanted.device)
+    workload, trained = _load_model(choice, run, device, num_subsets)
     num_parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
-    ms, ms_left_out = projection_dimensions(args, num_parameters)
+    ms, ms_left_out = options.grid.dimensions(num_parameters)
     _print_model(workload, trained, num_parameters)
 
-    parts, query_rows, query_samples = _choose_queries(workload, query_kind, args.num_test_grads, args.seed)
+    parts, query_rows, query_samples = _choose_queries(workload, options.queries)
     with run.phase("plan"):
         plan = plan_gradients(
             workload,
             trained.model,
             parts,
-            args.batch_size,
-            args.offload,
-            DTYPES[args.grad_dtype],
+            wanted.batch_size,
+            wanted.offload,
+            DTYPES[wanted.dtype],
             device,
-            last_samples=query_samples if query_kind == "test" else None,
-            prefer_stored=not uses_coordinates(args),
+            last_samples=query_samples if options.queries.kind == "test" else None,
+            prefer_stored=not options.sketches.of_coordinates,
         )
-        cache = Cache(args.cache_dir, plan, trained.fingerprint, args.workload)
+        cache = Cache(wanted.cache_dir, plan, trained.fingerprint, choice.file)
     gradients = LazyGradients(run, cache)
     geometry = _find_geometry(run, cache, gradients, query_rows)
-    ridges, ridges_left_out = _resolved_ridges(ridge_grid(args), geometry)
+    ridges, ridges_left_out = _resolved_ridges(options.grid.ridges(), geometry)
     spectrum = ExactSpectrum(geometry.eigenvalues)
     d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
     run.record(
         data_fingerprint=fingerprint(*_data(workload)),
-        workload_checksum=None if args.workload is None else file_checksum(args.workload),
+        workload_checksum=None if choice.file is None else file_checksum(choice.file),
         checkpoint_fingerprint=trained.fingerprint,
         train_accuracy=trained.train_accuracy,
         test_accuracy=trained.test_accuracy,
@@ -154,58 +156,59 @@ def prepare(args: argparse.Namespace, run: Run, query_kind: str) -> Prepared:
 
 
 def make_sketcher(
-    args: argparse.Namespace, prepared: Prepared, vectors: Tensor, smallest_ridge: float
+    options: SketchOptions, prepared: Prepared, vectors: Tensor, smallest_ridge: float
 ) -> CoordinateSketcher | ExplicitSketcher:
-    """Return the sketcher of the options; `vectors` (v, N) weigh the unit rows, see common/sketching.py."""
-    if uses_coordinates(args):
-        return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, args.seed)
-    projector = make_projector(args.proj_type, args.seed, args.sjlt_sparsity)
+    """Return the sketcher asked for; `vectors` (v, N) weigh the unit rows, see common/sketches/sketchers.py."""
+    if options.of_coordinates:
+        return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, options.seed)
+    projector = make_projector(options.proj_type, options.seed, options.sparsity)
     return ExplicitSketcher(prepared.rows(), projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
 
 
-def sjlt_columns(args: argparse.Namespace, run: Run, prepared: Prepared) -> ColumnSample | None:
+def sjlt_columns(options: SketchOptions, run: Run, prepared: Prepared) -> ColumnSample | None:
     """Return what the closed form of an SJLT with one entry a column needs besides the spectrum; else None."""
-    if args.proj_type != "sjlt" or args.sjlt_sparsity != 1:
+    if options.proj_type != "sjlt" or options.sparsity != 1:
         return None
     gradients = prepared.rows()
     with run.phase("column sample"):
-        return sample_columns(gradients, prepared.geometry, args.seed)
+        return sample_columns(gradients, prepared.geometry, options.seed)
 
 
-def _load_model(args: argparse.Namespace, run: Run, device: torch.device) -> tuple[Workload, TrainedModel]:
+def _load_model(
+    choice: WorkloadChoice, run: Run, device: torch.device, num_subsets: int | None
+) -> tuple[Workload, TrainedModel]:
     """Return the workload and its checkpoint; --benchmark dattri brings its ground truth along."""
-    if args.workload is None:
-        check_pair(args.dataset, args.model)
     trained = None
-    if args.benchmark == "dattri":
+    if choice.benchmark == "dattri":
         with run.phase("published benchmark"):
-            trained, truth, *data = load_published_benchmark(args.dataset, args.model, args.benchmark_dir, device)
-            workload = replace(load_workload(args.dataset, args.model, data=Dataset(*data)), ground_truth=truth)
+            pair = (choice.dataset, choice.model)
+            trained, truth, *data = load_published_benchmark(*pair, choice.benchmark_dir, device)
+            workload = replace(load_workload(*pair, data=Dataset(*data)), ground_truth=truth)
     else:
         with run.phase("data"):
-            workload = _load_workload(args)
-    if "num_subsets" in args:
+            workload = _load_workload(choice)
+    if num_subsets is not None:
         # retraining comes after the gradients, which may take hours: say before them that it cannot be done
-        check_ground_truth(workload, args.num_subsets)
+        check_ground_truth(workload, num_subsets)
     if trained is None:
         with run.phase("checkpoint"):
-            trained = load_trained_model(workload, args.benchmark_dir, device)
+            trained = load_trained_model(workload, choice.benchmark_dir, device)
     return workload, trained
 
 
-def _load_workload(args: argparse.Namespace) -> Workload:
-    if args.workload is None:
-        workload = load_workload(args.dataset, args.model, args.num_train, args.data_dir)
+def _load_workload(choice: WorkloadChoice) -> Workload:
+    if choice.file is None:
+        workload = load_workload(choice.dataset, choice.model, choice.num_train, choice.data_dir)
     else:
-        workload = load_user_workload(args.workload, args.num_train)
-        with naming(args.workload):
-            check_gradients(workload, args.workload.resolve())
-    if args.epochs is None:
+        workload = load_user_workload(choice.file, choice.num_train)
+        with naming(choice.file):
+            check_gradients(workload, choice.file.resolve())
+    if choice.epochs is None:
         return workload
     if workload.recipe is None:
-        raise UserError(f"--epochs {args.epochs}: {workload.name} has no recipe, its model comes trained")
-    recipe = replace(workload.recipe, epochs=args.epochs)
-    return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {args.epochs}")
+        raise UserError(f"--epochs {choice.epochs}: {workload.name} has no recipe, its model comes trained")
+    recipe = replace(workload.recipe, epochs=choice.epochs)
+    return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {choice.epochs}")
 
 
 def _find_geometry(run: Run, cache: Cache, gradients: LazyGradients, query_rows: Tensor) -> Geometry:
@@ -231,16 +234,16 @@ def _data(workload: Workload) -> list[Tensor]:
     return tensors if truth is None else [*tensors, truth.subset_indices, truth.losses]
 
 
-def _choose_queries(workload: Workload, kind: str, count: int, seed: int):
+def _choose_queries(workload: Workload, choice: QueryChoice):
     """Return the parts to extract, the query rows among them, and the queries' indices in their own set."""
-    available = workload.train if kind == "self" else workload.test
+    available, count = workload.train if choice.kind == "self" else workload.test, choice.count
     if count > len(available):
         print(f"--num_test_grads {count}: all {len(available)} samples there are")
         count = len(available)
-    order = torch.randperm(len(available), generator=make_generator("cpu", seed, QUERY_STREAM))
+    order = torch.randperm(len(available), generator=make_generator("cpu", choice.seed, QUERY_STREAM))
     samples = order[:count].sort().values
     parts = [("training", workload.train)]
-    if kind == "self":
+    if choice.kind == "self":
         return parts, samples, samples
     rows = torch.arange(len(workload.train), len(workload.train) + count)
     return [*parts, ("test", workload.test.subset(samples))], rows, samples

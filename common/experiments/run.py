@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -14,14 +13,12 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
-
-from common.experiments.arguments import workload_name
+from common.experiments.options import Option, RunRequest, WorkloadChoice
 from common.foundations.errors import UserError
 from common.foundations.storage import (
     first_difference,
@@ -33,6 +30,9 @@ from common.foundations.storage import (
     write_json,
     writing_to,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "dattri", "scikit-learn", "mlxtend", "tqdm")
 # options that say where and how, not what: they do not change the numbers, so they do not name the folder
@@ -63,21 +63,20 @@ class Run:
     its `unfinished/`, unless it holds units to continue from.
     """
 
-    def __init__(self, experiment: str, args: argparse.Namespace, parser: argparse.ArgumentParser):
-        self.args = args
-        name = f"{workload_name(args)}_{args.proj_type}"
-        self.results = args.output_dir / experiment / "_".join([name, *variant(args, parser)])
+    def __init__(self, request: RunRequest):
+        name = f"{workload_name(request.workload)}_{request.proj_type}"
+        self.results = request.output_dir / request.experiment / "_".join([name, *variant(request.options)])
         self.folder = make_folder(self.results / "unfinished")
         self._release = self._take_folder()
         self.started = time.perf_counter()
         self.config = {
-            "experiment": experiment,
+            "experiment": request.experiment,
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "options": {name: _plain(value) for name, value in sorted(vars(args).items())},
+            "options": {o.name: _plain(o.value) for o in sorted(request.options, key=lambda o: o.name)},
             "git_commit": git_commit(ROOT),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_torch().get_num_threads()} threads",
             "finished": False,
             "seconds": {},
         }
@@ -154,8 +153,8 @@ class Run:
         """Write config.json with the time and memory used so far."""
         self.config["seconds"]["total"] = round(time.perf_counter() - self.started, 3)
         self.config["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if torch.cuda.is_available():
-            self.config["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()
+        if _torch().cuda.is_available():
+            self.config["peak_cuda_memory_bytes"] = _torch().cuda.max_memory_allocated()
         write_json(self.folder / "config.json", self.config)
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
@@ -189,21 +188,41 @@ def bad_values(summary: pd.DataFrame, what: str) -> str | None:
     return f"warning: {what} that are not finite are counted and left out of every mean: {where} of summary.csv"
 
 
-def variant(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+def workload_name(choice: WorkloadChoice) -> str:
+    """Return the name of the pair or of the user's own workload.
+
+    Raises:
+        UserError: see `load_user_workload`.
+    """
+    if choice.file is None:
+        return f"{choice.dataset}_{choice.model}"
+    from common.workloads.user_file import load_user_workload  # runs the file, which needs torch
+
+    return load_user_workload(choice.file).name
+
+
+def variant(options: Sequence[Option]) -> list[str]:
     """Return the parts of a folder name that tell options which change the numbers from their defaults."""
     parts = []
-    for name, value in vars(args).items():
-        if name in WHERE_AND_HOW or value == parser.get_default(name):
+    for option in options:
+        if option.name in WHERE_AND_HOW or option.value == option.default:
             continue
-        if name == "test_mode":
-            parts.append(value)
+        if option.name == "test_mode":
+            parts.append(option.value)
         else:
-            parts.append(name if value is True else f"{name}_{_plain(value)}")
+            parts.append(option.name if option.value is True else f"{option.name}_{_plain(option.value)}")
     return parts
 
 
 def _plain(value):
     return str(value) if isinstance(value, Path) else value
+
+
+def _torch():
+    """Return torch, imported only once the folder is taken: a run that is refused need not wait for it."""
+    import torch
+
+    return torch
 
 
 def git_commit(root: Path) -> str | None:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from common.foundations.errors import UserError
 
 
@@ -69,6 +67,6 @@ def _interrupt_once(*_) -> NoReturn:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether numpy, torch (on any device) or the system could not give the memory asked for."""
-    # torch's CPU allocator raises a plain RuntimeError
+    # torch's allocators raise RuntimeErrors, on CUDA of a kind of their own
     words = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import offset_copy
 
-from common.experiments.arguments import workload_name
 from common.foundations.storage import write_atomically
 from common.theory.spectrum import Spectrum, effective_dimension
 
@@ -37,7 +35,7 @@ MARKERS = "osD^vPX*<>hd"
 MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
 
 
-def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, args: argparse.Namespace) -> None:
+def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, title: str) -> None:
     """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
     with plt.rc_context(STYLE):
         figure, ((errors, ratios), (eigenvalues, dimensions)) = plt.subplots(
@@ -62,10 +60,7 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, 
         legend_below(ratios, ncols=5, title="λ")
         _draw_eigenvalues(eigenvalues, spectrum)
         labels = _draw_effective_dimension(dimensions, spectrum, table)
-        figure.suptitle(
-            f"{workload_name(args)}, {args.proj_type} projection, queries: "
-            f"{'training' if args.test_mode == 'self' else 'test'} samples"
-        )
+        figure.suptitle(title)
         _thin_out(labels, figure)
         save_figure(figure, folder)
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from common.foundations.progress import progress_bar
 from common.foundations.storage import uninterrupted, write_atomically, writing_to
+from common.sketches.influence import SketchedProblem
+from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 
 UNITS = "units.jsonl"
+Sketcher = CoordinateSketcher | ExplicitSketcher
+Measure = Callable[[SketchedProblem, int, int], list[dict]]
 
 
 class UnitLog:
@@ -50,6 +56,23 @@ class UnitLog:
     def table(self) -> pd.DataFrame:
         """Return all rows, ordered by trial and m."""
         return pd.DataFrame([row for unit in sorted(self.units) for row in self.units[unit]])
+
+
+def measure_missing(
+    log: UnitLog, sketcher: Sketcher, ms: Sequence[int], num_trials: int, measure: Measure
+) -> pd.DataFrame:
+    """Measure every (trial, m) that an interrupted run has not measured yet; return one row a (trial, m, λ).
+
+    `measure` returns the rows of one sketched problem, given m and the trial.
+    """
+    with progress_bar("sketches", num_trials * len(ms)) as progress:
+        for trial in range(num_trials):
+            missing = [m for m in ms if (trial, m) not in log]
+            progress.update(len(ms) - len(missing))
+            for m, problem in sketcher.problems(trial, missing) if missing else ():
+                log.append(trial, m, measure(problem, m, trial))
+                progress.update()
+    return log.table()
 
 
 def _complete_lines(path: Path) -> list[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import signal
@@ -18,36 +17,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from common.foundations.errors import UserError
 
 FORMAT_VERSION = 1
 _PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _MANIFEST_KEYS = {"made_by", "files", "notes"}
 
 
 def versions() -> dict[str, Any]:
     """Return the manifest entries that every cache carries: format, torch and dattri versions."""
-    return {"format": FORMAT_VERSION, "torch": torch.__version__.split("+")[0], "dattri": version("dattri")}
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """Return the sha256 (hex) of the dtypes, shapes and bytes of `tensors`, wherever they live."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-        # numpy has no bfloat16, so every dtype goes through its bytes.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def state_fingerprint(state: dict[str, Tensor]) -> str:
-    """Return the sha256 (hex) of a state dict: its names, dtypes, shapes and bytes, in its order."""
-    names = hashlib.sha256("\n".join(state).encode()).hexdigest()
-    return hashlib.sha256(f"{names} {fingerprint(*state.values())}".encode()).hexdigest()
+    return {"format": FORMAT_VERSION, "torch": version("torch").split("+")[0], "dattri": version("dattri")}
 
 
 def file_checksum(path: Path) -> str:
@@ -85,19 +66,24 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"no space left in {folder}: free some, or choose another folder") from error
-        denied = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-        if error.errno in denied:
-            raise UserError(f"cannot write in {folder}: {error.strerror}; choose another folder") from error
+        if error.errno in _FULL + _DENIED:
+            raise _refusal(folder, error) from error
         raise
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` with its parents and return it; UserError where that is refused."""
-    with writing_to(folder):
+    """Create `folder` with its parents and return it; UserError where that is refused, whatever the reason."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(folder, error) from error
     return folder
+
+
+def _refusal(folder: Path, error: OSError) -> UserError:
+    if error.errno in _FULL:
+        return UserError(f"no space left in {folder}: free some, or choose another folder")
+    return UserError(f"cannot write in {folder}: {error.strerror}; choose another folder")
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
@@ -130,36 +116,6 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
 def write_json(path: Path, record: dict) -> None:
     """Write a JSON file atomically, indented, in full precision."""
     write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_tensors(path: Path, value: object) -> None:
-    """Write tensors, or a dict of them, atomically."""
-    # torch's own writer would turn the system's refusal into a RuntimeError
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def read_tensors(path: Path) -> Any:
-    """Return what `write_tensors` has written, on the CPU; nothing in the file is executed.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    with naming_unreadable(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def naming_unreadable(path: Path) -> Iterator[None]:
-    """Turn whatever torch says of a file that is not what its manifest promises into one line."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    # torch's unpickler raises whatever the bytes lead it to
-    except Exception as error:
-        raise UserError(f"{path} is not what was written there; remove {path.parent} to make it again") from error
 
 
 def seal(manifest: Path, made_by: dict, files: Iterable[Path], notes: dict | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from common.foundations import storage
+from common.foundations import storage, tensor_files
 from common.foundations.seeds import isolated_rng
 from common.gradients.planning import GradientPlan
 
@@ -22,7 +22,7 @@ def describe_choices(plan: GradientPlan) -> dict:
     stored_by = "vmap" if plan.layout.unsupported else "layers"
     return {
         "samples": {
-            name: {"count": len(part), "data": storage.fingerprint(part.inputs, part.targets)}
+            name: {"count": len(part), "data": tensor_files.fingerprint(part.inputs, part.targets)}
             for name, part in plan.parts
         },
         "recipe": None if plan.workload.recipe is None else asdict(plan.workload.recipe),

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from common.foundations import storage
+from common.foundations import storage, tensor_files
 from common.foundations.errors import UserError
 from common.gradients.kept_rows import Gradients, StoredGradients
 from common.gradients.planning import GradientPlan, compute_gradients, fill, gigabytes
@@ -60,7 +60,7 @@ class Cache:
         if not storage.reusable(self._geometry_folder / "manifest.json", self.made_by):
             return None
         print(f"geometry: from {self._geometry_folder}")
-        stored = storage.read_tensors(self._geometry_folder / "geometry.pt")
+        stored = tensor_files.read_tensors(self._geometry_folder / "geometry.pt")
         eigenvalues, rows, norms = (stored[name].to(self.plan.device) for name in ("eigenvalues", "rows", "norms"))
         num_train = len(self.plan.parts[0][1])
         return Geometry(eigenvalues, int(stored["rank"]), rows, norms, num_train, query_rows.to(self.plan.device))
@@ -71,7 +71,7 @@ class Cache:
         tensors = {name: getattr(geometry, name).cpu() for name in ("eigenvalues", "rows", "norms")}
         try:
             with _renewed(self._geometry_folder / "manifest.json", self.made_by, [path]):
-                storage.write_tensors(path, {**tensors, "rank": torch.tensor(geometry.rank)})
+                tensor_files.write_tensors(path, {**tensors, "rank": torch.tensor(geometry.rank)})
             size = path.stat().st_size
         except (UserError, OSError) as error:
             self._say_not_kept(error)
@@ -98,9 +98,9 @@ class Cache:
                 if refusal is not None:
                     raise refusal
                 with _renewed(manifest, self.made_by, [rows_path, norms_path]):
-                    storage.write_tensors(norms_path, write_gradients(self.plan, rows_path))
+                    tensor_files.write_tensors(norms_path, write_gradients(self.plan, rows_path))
             print(f"gradients: {'from' if reused else 'kept in'} {folder}")
-            return open_gradients(self.plan, rows_path, storage.read_tensors(norms_path)), reused
+            return open_gradients(self.plan, rows_path, tensor_files.read_tensors(norms_path)), reused
 
     @property
     def _geometry_folder(self) -> Path:

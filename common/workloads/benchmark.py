@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.foundations import storage
+from common.foundations import storage, tensor_files
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
 from common.workloads import training
@@ -76,11 +76,11 @@ def load_trained_model(
                 storage.unseal(manifest)
                 everything = torch.arange(len(workload.train))
                 model = training.train_model(workload, everything, SEED, device, progress=progress)
-                storage.write_tensors(path, {name: value.cpu() for name, value in model.state_dict().items()})
+                tensor_files.write_tensors(path, {name: value.cpu() for name, value in model.state_dict().items()})
                 storage.seal(manifest, made_by, [path], notes={"trained_on": str(device)})
     model = training.fresh_model(workload, SEED)
-    state = storage.read_tensors(path)
-    with storage.naming_unreadable(path):
+    state = tensor_files.read_tensors(path)
+    with tensor_files.naming_unreadable(path):
         model.load_state_dict(state)
     return _evaluate(workload, model, device)
 
@@ -122,8 +122,8 @@ def load_ground_truth(
             _discard_if_stale(folder, made_by)
             _make_groups(workload, folder, groups, device, progress)
             _write_lds(workload, folder, made_by)
-    values = storage.read_tensors(folder / "lds" / "target_values_lds.pt")
-    indices = storage.read_tensors(folder / "lds" / "indices_lds.pt")
+    values = tensor_files.read_tensors(folder / "lds" / "target_values_lds.pt")
+    indices = tensor_files.read_tensors(folder / "lds" / "indices_lds.pt")
     return GroundTruth(indices[:num_subsets], workload.target_sign * values[:num_subsets])
 
 
@@ -157,8 +157,8 @@ def workload_folder(workload: Workload, benchmark_dir: Path) -> Path:
 def describe_inputs(workload: Workload) -> dict:
     """Return what a user chooses about a checkpoint: data, recipe, seed. It names the folder."""
     return {
-        "train_data": storage.fingerprint(workload.train.inputs, workload.train.targets),
-        "test_data": storage.fingerprint(workload.test.inputs, workload.test.targets),
+        "train_data": tensor_files.fingerprint(workload.train.inputs, workload.train.targets),
+        "test_data": tensor_files.fingerprint(workload.test.inputs, workload.test.targets),
         "recipe": asdict(workload.recipe),
         "target_sign": workload.target_sign,
         "seed": SEED,
@@ -180,7 +180,7 @@ def describe(workload: Workload) -> dict:
         **storage.versions(),
         **describe_inputs(workload),
         "parameters": {name: list(value.shape) for name, value in model.named_parameters()},
-        "initial_weights": storage.state_fingerprint(model.state_dict()),
+        "initial_weights": tensor_files.state_fingerprint(model.state_dict()),
         "initial_losses": [f"{value:.4g}" for value in probe],
     }
 
@@ -191,7 +191,7 @@ def _evaluate(workload: Workload, model: nn.Module, device: torch.device | str) 
         model=model,
         train_accuracy=training.evaluate_accuracy(workload.correct, model, workload.train, device),
         test_accuracy=training.evaluate_accuracy(workload.correct, model, workload.test, device),
-        fingerprint=storage.state_fingerprint(model.state_dict()),
+        fingerprint=tensor_files.state_fingerprint(model.state_dict()),
     )
 
 
@@ -200,7 +200,7 @@ def _is_complete(folder: Path, made_by: dict, groups: list[range]) -> bool:
         storage.mismatch(folder / "models_half" / "manifest.json", made_by) is None
         and all(storage.mismatch(_group_manifest(folder, group), _group_record(group)) is None for group in groups)
         and storage.mismatch(folder / "lds" / "manifest.json", made_by) is None
-        and len(storage.read_tensors(folder / "lds" / "indices_lds.pt")) > groups[-1][-1]
+        and len(tensor_files.read_tensors(folder / "lds" / "indices_lds.pt")) > groups[-1][-1]
     )
 
 
@@ -257,8 +257,8 @@ def _make_group(workload: Workload, folder: Path, group: range, device: torch.de
         losses = training.evaluate_losses(workload, model, workload.test, device)
         weights_path = folder / "models_half" / str(s) / "model_weights_0.pt"
         losses_path = weights_path.with_name("test_losses.pt")
-        storage.write_tensors(weights_path, state)
-        storage.write_tensors(losses_path, losses)
+        tensor_files.write_tensors(weights_path, state)
+        tensor_files.write_tensors(losses_path, losses)
         files += [weights_path, losses_path]
     storage.seal(manifest, _group_record(group), files, notes={"trained_on": str(device)})
 
@@ -268,14 +268,14 @@ def _write_lds(workload: Workload, folder: Path, made_by: dict) -> None:
     losses = []
     group = range(made_by["group_size"])
     while storage.mismatch(_group_manifest(folder, group), _group_record(group)) is None:
-        losses += [storage.read_tensors(folder / "models_half" / str(s) / "test_losses.pt") for s in group]
+        losses += [tensor_files.read_tensors(folder / "models_half" / str(s) / "test_losses.pt") for s in group]
         group = range(group.stop, group.stop + len(group))
     indices = torch.stack([random_half(len(workload.train), s) for s in range(len(losses))])
     paths = [folder / "lds" / "indices_lds.pt", folder / "lds" / "target_values_lds.pt"]
     manifest = folder / "lds" / "manifest.json"
     storage.unseal(manifest)
-    storage.write_tensors(paths[0], indices)
-    storage.write_tensors(paths[1], workload.target_sign * torch.stack(losses))
+    tensor_files.write_tensors(paths[0], indices)
+    tensor_files.write_tensors(paths[1], workload.target_sign * torch.stack(losses))
     storage.seal(manifest, made_by, paths)
 
 

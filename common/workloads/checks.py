@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.foundations.errors import UserError
 from common.workloads import training
-from common.workloads.pairs import PAIRS
+from common.workloads.names import PAIR_NAMES
 from common.workloads.records import Examples, GroundTruth, TrainingRecipe, Workload
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -90,7 +90,7 @@ def _check_fields(workload: object) -> None:
             f"name {workload.name!r} must be up to 80 letters, digits, '_', '-' and '.', a letter or digit first: "
             "it names folders"
         )
-    if workload.name in {f"{dataset}_{model}" for dataset, model in PAIRS}:
+    if workload.name in {f"{dataset}_{model}" for dataset, model in PAIR_NAMES}:
         raise UserError(f"name {workload.name!r} is that of a built-in pair; choose another")
     for name, optional in (("make_model", False), ("loss", False), ("training_loss", True), ("correct", True)):
         value = getattr(workload, name)

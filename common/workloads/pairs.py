@@ -9,6 +9,7 @@ from common.foundations.errors import UserError
 from common.workloads import models
 from common.workloads.datasets import chorales, cifar2, maestro, mnist, photos2
 from common.workloads.losses import all_token_loss, argmax_correct, cross_entropy, last_token_correct, last_token_loss
+from common.workloads.names import check_pair
 from common.workloads.records import Dataset, TrainingRecipe, Workload
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
@@ -51,15 +52,6 @@ PAIRS = {
     ("maestro", "musictransformer"): MUSIC | dict(target_sign=-1),
     ("chorales", "musictransformer"): MUSIC | dict(recipe=CHORALES_RECIPE),
 }
-DATASET_NAMES = tuple(dict.fromkeys(dataset for dataset, _ in PAIRS))
-MODEL_NAMES = tuple(dict.fromkeys(model for _, model in PAIRS))
-
-
-def check_pair(dataset: str, model: str) -> None:
-    """Raise UserError if the pair does not exist."""
-    if (dataset, model) not in PAIRS:
-        known = ", ".join(f"{d}+{m}" for d, m in PAIRS)
-        raise UserError(f"there is no pair --dataset {dataset} --model {model}; there are: {known}")
 
 
 def load_workload(
@@ -68,8 +60,8 @@ def load_workload(
     """Return the record of one built-in pair, its training set cut to the first `num_train` samples.
 
     Args:
-        dataset: one of DATASET_NAMES.
-        model: one of MODEL_NAMES.
+        dataset: one of names.DATASET_NAMES.
+        model: one of names.MODEL_NAMES.
         num_train: training samples to keep; None for all.
         data_dir: folder of datasets that are not embedded.
         data: samples to use in place of the dataset's own.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.foundations import storage
+from common.foundations import storage, tensor_files
 from common.foundations.errors import UserError
 from common.workloads import training
 from common.workloads.benchmark import GroundTruth, TrainedModel
@@ -61,7 +61,7 @@ def load_published_benchmark(
         model=network,
         train_accuracy=training.evaluate_accuracy(correct, network, train, device),
         test_accuracy=training.evaluate_accuracy(correct, network, test, device),
-        fingerprint=storage.state_fingerprint(state),
+        fingerprint=tensor_files.state_fingerprint(state),
     )
     sign = -1 if dataset in STORES_MINUS_LOSS else 1
     truth = GroundTruth(indices.cpu().long(), (sign * values.cpu()).float())

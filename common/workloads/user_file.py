@@ -13,6 +13,7 @@ from pathlib import Path
 from common.foundations.errors import UserError
 from common.foundations.seeds import isolated_rng
 from common.workloads.checks import check_training, check_workload, one_line
+from common.workloads.names import check_file
 from common.workloads.records import Workload
 
 FUNCTION = "make_workload"
@@ -50,10 +51,7 @@ def without_ground_truth(workload: Workload, option: str) -> Workload:
 @functools.lru_cache(maxsize=1)
 def _load(path: Path) -> Workload:
     """Run the file and check its workload, once a process: its name is needed before the run folder, its data after."""
-    if not path.is_file():
-        raise UserError(f"--workload {path}: there is no such file")
-    if path.suffix != ".py":
-        raise UserError(f"--workload {path}: must be a Python file, its name ending in .py")
+    check_file(path)
     # what the file does to torch's global generators must not reach the experiment
     with naming(path), isolated_rng(), _neighbours_importable(path):
         workload = _run(path.resolve())

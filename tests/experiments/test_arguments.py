@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
+import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from common.experiments import arguments, script
+from common.experiments import arguments
 from common.foundations.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def parse(*options, min_m=1):
@@ -124,130 +124,52 @@ def test_options_that_contradict_each_other_are_named(options, named):
     assert "\n" not in str(error.value)
 
 
-def test_equal_exponents_are_one_ridge():
-    assert arguments.ridge_grid(parse("--lambda_exp_min", "2")) == [100.0]
+# --- no waiting for what is not needed ----------------------------------------------------------------------
+
+HEAVY = ("torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "mlxtend", "dattri")
+LIST_IMPORTED = """
+import atexit, runpy, sys
+heavy = {heavy!r}
+atexit.register(lambda: print("imported:", *[name for name in heavy if name in sys.modules]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def test_ridges_are_the_correctly_rounded_powers_of_ten():
-    args = parse("--lambda_exp_min", "-300", "--lambda_exp_max", "300")
-    ridges = arguments.ridge_grid(args)
-    assert len(ridges) == 601
-    assert ridges[0] == 1e-300
-    assert ridges[301 + 22] == 1e23
-    assert ridges[300 - 3] == 0.001
-    assert ridges == sorted(ridges)
-
-
-# --- the grid of projection dimensions ----------------------------------------------------------------------
-
-
+@pytest.mark.parametrize("name", ["spectrum_bounds.py", "hyperparam_selection.py", "bench.py"])
 @pytest.mark.parametrize(
-    ("options", "num_parameters", "used", "left_out"),
+    ("options", "status"),
     [
-        ((), 10, [1, 2, 4, 8], []),
-        ((), 8, [1, 2, 4], []),
-        ((), 7850, [2**j for j in range(13)], []),
-        ((), 10**7, [2**j for j in range(17)], []),
-        (("--max_m", "64"), 20, [1, 2, 4, 8, 16], [32, 64]),
-        (("--max_m", "16"), 16, [1, 2, 4, 8], [16]),
-        (("--min_m", "3", "--max_m", "33"), 100, [4, 8, 16, 32], []),
-        (("--min_m", "4", "--max_m", "4"), 5, [4], []),
-        ((), 2, [1], []),
+        (("--help",), 0),
+        (("--no_such_option",), 2),
+        (("--num_train", "many"), 2),
+        (("--output_dir", "/dev/null/below"), 2),
     ],
+    ids=str,
 )
-def test_m_runs_over_the_powers_of_two_below_d(options, num_parameters, used, left_out):
-    assert arguments.projection_dimensions(parse(*options), num_parameters) == (used, left_out)
+def test_help_and_refusals_import_nothing_that_takes_time(name, options, status):
+    check_imports(name, options, status)
 
 
+@pytest.mark.parametrize("name", ["spectrum_bounds.py", "hyperparam_selection.py"])
 @pytest.mark.parametrize(
-    ("options", "num_parameters"),
+    "options",
     [
-        (("--min_m", "5", "--max_m", "7"), 100),
-        (("--min_m", "64", "--max_m", "32"), 100),
-        (("--min_m", "128"), 100),
-        (("--min_m", "64", "--max_m", "64"), 64),
-        ((), 1),
+        ("--lambda_exp_min", "3"),
+        ("--dataset", "mnist", "--model", "resnet9"),
+        ("--workload", "no_such_file.py"),
+        ("--workload", "/dev/null", "--model", "lr"),
+        ("--output_dir", "/proc/1/below"),
     ],
+    ids=" ".join,
 )
-def test_an_empty_range_of_m_is_a_user_error_with_its_limits(options, num_parameters):
-    with pytest.raises(
-        UserError, match=rf"--min_m \d+ \.\. --max_m \d+ holds no power of two below the {num_parameters}"
-    ):
-        arguments.projection_dimensions(parse(*options), num_parameters)
+def test_contradictions_import_nothing_that_takes_time(name, options):
+    check_imports(name, options, 2)
 
 
-# --- device -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_that_is_missing_is_an_error_and_without_a_wish_one_line(capsys):
-    with pytest.raises(UserError, match="--device cuda: no CUDA device"):
-        arguments.choose_device("cuda")
-    assert capsys.readouterr().out == ""
-    assert arguments.choose_device(None) == torch.device("cpu")
-    assert capsys.readouterr().out == "no CUDA device: running on the CPU\n"
-
-
-def test_an_explicit_cpu_is_silent(capsys):
-    assert arguments.choose_device("cpu") == torch.device("cpu")
-    assert capsys.readouterr().out == ""
-
-
-# --- how a script ends --------------------------------------------------------------------------------------
-
-
-def raising(error):
-    def main():
-        raise error
-
-    return main
-
-
-def test_a_user_error_is_one_line_and_status_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/script.py"])
-    with pytest.raises(SystemExit) as stop:
-        script.run_script(raising(UserError("--x 3 must be 4")))
-    assert stop.value.code == 2
-    assert capsys.readouterr() == ("", "script.py: error: --x 3 must be 4\n")
-
-
-def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.run_script(lambda: os.kill(os.getpid(), signal.SIGINT))
-    os.kill(os.getpid(), signal.SIGINT)  # pressed once more, while the interpreter shuts down
-    assert stop.value.code == 130
-    assert "the same command continues" in capsys.readouterr().err
-
-
-def test_a_script_that_works_ends_with_status_0():
-    with pytest.raises(SystemExit) as stop:
-        script.run_script(lambda: None)
-    assert stop.value.code == 0
-
-
-@pytest.mark.parametrize(
-    "error", [ZeroDivisionError(), RuntimeError("shapes differ"), OSError(5, "I/O error")], ids=repr
-)
-def test_other_errors_are_not_hidden(error):
-    with pytest.raises(type(error)):
-        script.run_script(raising(error))
-
-
-@pytest.mark.parametrize(
-    "allocate",
-    [
-        lambda: torch.empty(2**60),
-        lambda: np.empty(2**57),
-        lambda: bytearray(2**60),
-        raising(OSError(12, os.strerror(12))),
-    ],
-    ids=["torch", "numpy", "python", "system"],
-)
-def test_memory_that_does_not_suffice_is_one_line_that_names_options_and_status_2(monkeypatch, allocate, capsys):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/script.py"])
-    with pytest.raises(SystemExit) as stop:
-        script.run_script(allocate)
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("script.py: error: out of memory; less is needed with --offload disk or recompute")
-    assert captured.err.count("\n") == 1
+def check_imports(name, options, status):
+    command = [sys.executable, "-c", LIST_IMPORTED.format(heavy=HEAVY), str(ROOT / name), *options]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == status, process.stderr
+    assert process.stdout.splitlines()[-1] == "imported:"
+    assert process.stderr.count("\n") == (0 if status == 0 else 1)

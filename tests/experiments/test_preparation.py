@@ -19,16 +19,16 @@ TOY = ["--model", "lr", "--num_train", "40", "--max_m", "16", "--num_test_grads"
 
 @pytest.fixture
 def start(tmp_path, toy_benchmarks):
-    """Return options -> (args, run, prepared)."""
+    """Return options -> (records of the options, run, prepared)."""
 
     def run_prepare(*options, kind="self", toy=TOY):
-        parser = arguments.OneLineParser(prog="script.py")
-        arguments.add_shared_options(parser, min_m=1)
+        parser = arguments.make_parser("", min_m=1)
         folders = ["--output_dir", tmp_path, "--benchmark_dir", toy_benchmarks, "--cache_dir", tmp_path / "cache"]
         args = parser.parse_args([*toy, *map(str, folders), *options])
         arguments.check_shared_options(args)
-        run = Run("toy", args, parser)
-        return args, run, prepare(args, run, kind)
+        run = Run(arguments.run_request("toy", args, parser))
+        shared = arguments.shared_options(args, kind)
+        return shared, run, prepare(shared, run)
 
     return run_prepare
 
@@ -109,8 +109,8 @@ def test_only_a_rotation_invariant_projection_uses_coordinates(start):
         (["--proj_type", "rademacher"], ExplicitSketcher),
         (["--proj_type", "sjlt"], ExplicitSketcher),
     ):
-        args, run, prepared = start(*options)
-        sketcher = make_sketcher(args, prepared, prepared.geometry.query_weights(), prepared.ridges[0])
+        asked, run, prepared = start(*options)
+        sketcher = make_sketcher(asked.sketches, prepared, prepared.geometry.query_weights(), prepared.ridges[0])
         assert isinstance(sketcher, kind)
         assert run.config["offload"] == ("recompute" if kind is CoordinateSketcher else "cpu")
         assert [m for m, _ in sketcher.problems(0, prepared.ms)] == [1, 2, 4, 8, 16]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 
 from common.experiments import arguments
+from common.experiments.options import Option
 from common.experiments.run import Run, git_commit, variant
 from common.experiments.units import UnitLog
 from common.foundations.errors import UserError
@@ -34,7 +34,7 @@ def make_run(tmp_path, *options):
     parser = make_parser()
     args = parser.parse_args(["--output_dir", str(tmp_path), *options])
     arguments.check_shared_options(args)
-    return Run("experiment", args, parser)
+    return Run(arguments.run_request("experiment", args, parser))
 
 
 def folder_name(tmp_path, *options):
@@ -115,11 +115,9 @@ def test_a_name_too_long_for_the_file_system_is_one_line(tmp_path):
         make_run(tmp_path, "--seed", "9" * 300)
 
 
-def test_variant_lists_no_option_the_script_does_not_have():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=Path("a"))
-    assert variant(parser.parse_args(["--folder", "b"]), parser) == ["folder_b"]
+def test_a_variant_names_the_options_that_differ_from_their_default_and_no_other():
+    options = [Option("seed", value=1, default=1), Option("folder", value=Path("b"), default=Path("a"))]
+    assert variant(options) == ["folder_b"]
 
 
 # --- config.json --------------------------------------------------------------------------------------------

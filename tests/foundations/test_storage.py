@@ -10,17 +10,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 
 from common.foundations.errors import UserError
 from common.foundations.storage import (
     exclusive_lock,
-    fingerprint,
     make_folder,
     mismatch,
     reusable,
     seal,
-    state_fingerprint,
     uninterrupted,
     unseal,
     write_atomically,
@@ -116,15 +113,6 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot write in"):
         write_atomically(tmp_path / "file", "x")
-
-
-def test_fingerprints_see_value_dtype_shape_and_name():
-    x = torch.arange(6, dtype=torch.float32)
-    others = [x + 1e-6, x.double(), x.reshape(2, 3), x.flip(0), x[:5], x.bfloat16(), x.int()]
-    assert len({fingerprint(value) for value in [x, *others]}) == 1 + len(others)
-    assert fingerprint(x[::2]) == fingerprint(x[::2].clone())
-    assert fingerprint(torch.tensor(1.0)) != fingerprint(torch.tensor([1.0]))
-    assert state_fingerprint({"a": x}) != state_fingerprint({"b": x})
 
 
 def test_files_with_their_own_manifest_are_reused(sealed, capsys):

@@ -6,7 +6,7 @@ import json
 import torch
 from torch import nn
 
-from common.foundations.storage import state_fingerprint
+from common.foundations.tensor_files import state_fingerprint
 from common.gradients.provenance import describe, key
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples

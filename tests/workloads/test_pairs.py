@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from common.foundations.errors import UserError
-from common.workloads.pairs import DATASET_NAMES, MODEL_NAMES, PAIRS, check_pair, load_workload
+from common.workloads.names import DATASET_NAMES, MODEL_NAMES, PAIR_NAMES, check_pair
+from common.workloads.pairs import PAIRS, load_workload
 from common.workloads.records import Dataset, Examples
 
 
@@ -29,6 +30,7 @@ def test_there_are_six_pairs_and_their_names_are_the_choices():
         ("maestro", "musictransformer"),
         ("chorales", "musictransformer"),
     }
+    assert list(PAIRS) == list(PAIR_NAMES)
     assert set(DATASET_NAMES) == {dataset for dataset, _ in PAIRS}
     assert set(MODEL_NAMES) == {model for _, model in PAIRS}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hyperparam_selection
+from common.experiments import lds_sweep
 from common.experiments.script import run_script
 from common.foundations.errors import UserError
 from common.workloads import models
@@ -86,10 +87,8 @@ def test_the_published_files_become_our_records(tmp_path, published):
 def test_hyperparam_selection_judges_by_the_published_ground_truth(tmp_path, published, monkeypatch):
     _, _, values, indices = published
     used = []
-    make = hyperparam_selection.lds_sweep.make_task
-    monkeypatch.setattr(
-        hyperparam_selection.lds_sweep, "make_task", lambda *args: used.append(make(*args)[0]) or make(*args)
-    )
+    make = lds_sweep.make_task
+    monkeypatch.setattr(lds_sweep, "make_task", lambda *args: used.append(make(*args)[0]) or make(*args))
     options = "--model lr --benchmark dattri --num_subsets 3 --num_test_grads 40 --predict_only --max_m 64"
     folders = [f"--{name}={tmp_path / name}" for name in ("cache_dir", "output_dir")]
     monkeypatch.setattr("sys.argv", ["script", *options.split(), f"--benchmark_dir={tmp_path}", *folders])

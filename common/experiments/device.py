@@ -1,0 +1,22 @@
+"""Where an experiment computes."""
+
+from __future__ import annotations
+
+import torch
+
+from common.foundations.errors import UserError
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device asked for; without a wish, CUDA where there is one, else the CPU with one line saying so.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
+    if name is None and not torch.cuda.is_available():
+        print("no CUDA device: running on the CPU")
+    # TF32 would leave gradients and sketches three digits
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,97 @@
+"""The steps of experiment 1 around its numbers: which cells, what is recorded, the sweep, and what is printed."""
+
+from __future__ import annotations
+
+import functools
+
+import pandas as pd
+
+from common.experiments import error_sweep, rounding
+from common.experiments.cells import Cells
+from common.experiments.options import BoundsOptions, GradientOptions, SharedOptions
+from common.experiments.preparation import Prepared, make_sketcher, sjlt_columns
+from common.experiments.run import Run, bad_values
+from common.experiments.units import UnitLog, measure_missing
+from common.foundations.errors import UserError
+from common.sketches.geometry import RESOLUTION
+
+
+def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
+    """Leave out λ with a small d_λ, say so, and keep a record of every choice in effective_dimension.csv."""
+    limit = f"--min_d_lambda {options.min_d_lambda:g}"
+    rows, kept = [], []
+    for ridge, d_lambda in zip(prepared.ridges, prepared.effective_dimensions, strict=True):
+        skipped = "" if d_lambda >= options.min_d_lambda else f"d_lambda below {limit}"
+        rows.append({"lambda": ridge, "d_lambda": d_lambda, "m": None, "skipped": skipped})
+        kept += [] if skipped else [(ridge, d_lambda)]
+    rows = [{"lambda": ridge, "skipped": f"below {RESOLUTION:g} tr F"} for ridge in prepared.ridges_left_out] + rows
+    rows += [{"m": m, "skipped": f"m >= d = {prepared.num_parameters}"} for m in prepared.ms_left_out]
+    names = ["lambda", "d_lambda", "m", "skipped"]
+    run.write_table("effective_dimension.csv", pd.DataFrame(rows, columns=names).astype({"m": "Int64"}))
+    if len(kept) < len(prepared.ridges):
+        left_out = ", ".join(f"{ridge:g}" for ridge in prepared.ridges if ridge not in dict(kept))
+        print(f"left out, d_λ below {limit}: λ = {left_out}")
+    if prepared.ms_left_out:
+        print(f"left out, not below d = {prepared.num_parameters}: m = {', '.join(map(str, prepared.ms_left_out))}")
+    if not kept:
+        raise UserError(f"{limit} leaves no λ: the largest d_λ is {max(prepared.effective_dimensions):.3g}")
+    run.record(ridges=[ridge for ridge, _ in kept])
+    columns = sjlt_columns(options.shared.sketches, run, prepared)
+    ridges, dimensions = map(list, zip(*kept, strict=True))
+    correction = options.shared.grid.ridge_correction
+    return Cells(prepared.spectrum, prepared.ms, ridges, dimensions, correction, columns)
+
+
+def write_spectrum(run: Run, prepared: Prepared, query_kind: str) -> None:
+    """Write the eigenvalues, and how much of the queries lies outside range(F)."""
+    eigenvalues = prepared.geometry.eigenvalues[: prepared.geometry.rank].tolist()
+    run.write_table("spectrum.csv", pd.DataFrame({"index": range(1, len(eigenvalues) + 1), "eigenvalue": eigenvalues}))
+    outside = prepared.geometry.outside_energy
+    run.record(outside_energy_median=outside.median().item(), outside_energy_max=outside.max().item())
+    if query_kind == "test":
+        print(f"query energy outside range(F): median {outside.median():.1%}, largest {outside.max():.1%}")
+
+
+def record_rounding(options: GradientOptions, run: Run, prepared: Prepared, cells: Cells) -> None:
+    """Where gradients are stored in 16 bits, record and say what that does to the exact scores."""
+    if options.dtype == "float32":
+        return
+    with run.phase("rounding of gradients"):
+        effect = rounding.rounding_effect(prepared.plan, prepared.geometry, cells.ridges)
+    run.record(grad_dtype_effect=effect)
+    print(rounding.describe(options.dtype, effect))
+
+
+def sweep(options: SharedOptions, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:
+    """Return one row a (trial, m, λ), those of an interrupted run included."""
+    geometry, sketches = prepared.geometry, options.sketches
+    sketcher = make_sketcher(sketches, prepared, geometry.query_weights(), cells.smallest_ridge())
+    exact_scores = error_sweep.exact_scores(cells, geometry)
+    log = UnitLog(run.folder, run.identity(), options.fresh)
+    measure = functools.partial(error_sweep.measure, cells=cells, geometry=geometry, exact_scores=exact_scores)
+    with run.phase("sketches"):
+        return measure_missing(log, sketcher, cells.ms, sketches.num_trials, measure)
+
+
+def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Print what a person needs to choose m."""
+    print(f"\nsmallest m with ε_95 <= {target_eps:g}")
+    lines = advice.rename(
+        columns={
+            "m": "m (predicted)",
+            "m_ridge_corrected": "m, ridge corrected (predicted)",
+            "d_lambda_over_eps_squared": "d_λ/ε²",
+        }
+    )
+    if "eps_95" in table:
+        reached = table[table["eps_95"] <= target_eps].groupby("lambda")["m"].min()
+        lines.insert(2, "m (measured, power of 2)", lines["lambda"].map(reached).astype("Int64"))
+    print(lines.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    gaps = run.config.get("prediction_gaps", {})
+    if gaps.get("eps_95_gap_median") is not None:
+        print(
+            f"predicted against measured ε_95 (m >= 64, ε_95 < 1): median gap {gaps['eps_95_gap_median']:.1%}, "
+            f"worst {gaps['eps_95_gap_worst']:.1%} over {gaps['eps_95_gap_cells']} cells"
+        )
+    if warning := bad_values(table, "ratios of sketched to exact scores"):
+        print(warning)

@@ -1,0 +1,81 @@
+"""The steps of experiment 2 around its numbers: the task, the sweep, the choices, and what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pandas as pd
+from torch import Tensor
+
+from common.experiments import lds_sweep
+from common.experiments.cells import Cells
+from common.experiments.lds_sweep import LdsTask
+from common.experiments.options import SelectionOptions, SharedOptions
+from common.experiments.preparation import Prepared, make_sketcher, sjlt_columns
+from common.experiments.run import Run, bad_values
+from common.experiments.selection import Selection, recommendation
+from common.experiments.units import UnitLog, measure_missing
+from common.foundations.errors import UserError
+from common.workloads.benchmark import load_ground_truth
+
+
+def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> tuple[LdsTask, Tensor]:
+    """Split the queries into those that select and those that only judge.
+
+    Return the task, and the (S + k, N) weights of the vectors to sketch.
+    """
+    shared = options.shared
+    with run.phase("ground truth"):
+        folder = shared.workload.benchmark_dir
+        truth = load_ground_truth(prepared.workload, folder, options.num_subsets, prepared.device)
+    num_queries = len(prepared.query_samples)
+    num_val = round(options.val_ratio * num_queries)
+    if not 0 < num_val < num_queries:
+        raise UserError(
+            f"--val_ratio {options.val_ratio:g} of {num_queries} queries leaves {num_val} to select and "
+            f"{num_queries - num_val} to judge; both must be at least 1"
+        )
+    run.record(num_val_queries=num_val, num_test_queries=num_queries - num_val, ridges=prepared.ridges)
+    columns = sjlt_columns(shared.sketches, run, prepared)
+    d_lambda, correction = prepared.effective_dimensions, shared.grid.ridge_correction
+    cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, columns)
+    return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, shared.queries.seed)
+
+
+def sweep(
+    options: SharedOptions, run: Run, prepared: Prepared, task: LdsTask, vectors: Tensor, ms: list[int]
+) -> pd.DataFrame:
+    """Return one row a (trial, m, λ), those of an interrupted run included."""
+    cells = dataclasses.replace(task.cells, ms=ms)
+    sketcher = make_sketcher(options.sketches, prepared, vectors, cells.smallest_ridge())
+    log = UnitLog(run.folder, run.identity(), options.fresh)
+    measure = functools.partial(lds_sweep.measure, task=task)
+    with run.phase("sketches"):
+        return measure_missing(log, sketcher, ms, options.sketches.num_trials, measure)
+
+
+def choices(selection: Selection | None, advice: dict | None) -> dict:
+    """Return selection.json: what was chosen by utility, by theory, and by the closed form."""
+    chosen = dataclasses.asdict(selection) if selection else {}
+    return chosen | {"predicted_choice": advice}
+
+
+def report(run: Run, selection: Selection | None, advice: dict | None, table: pd.DataFrame) -> None:
+    """Print the choices, what speaks against them, and a recommendation."""
+    if selection is not None:
+        print(f"\nutility-driven: {recommendation(selection)}")
+        for choice in selection.theory_m:
+            lds = "beyond the grid" if choice.grid_m is None else f"m = {choice.grid_m}: test LDS {choice.test_lds:.3f}"
+            print(f"theory-driven, ε = {choice.epsilon:g}: d_λ*/ε² = {choice.m_exact:.0f}, {lds}")
+        gaps = run.config["prediction_gaps"]
+        if gaps["test_lds_gap_median"] is not None:
+            print(
+                f"predicted against measured test LDS (m >= 64): median gap {gaps['test_lds_gap_median']:.4f}, "
+                f"worst {gaps['test_lds_gap_worst']:.4f} over {gaps['test_lds_gap_cells']} cells"
+            )
+        for warning in selection.warnings:
+            print(f"warning: {warning}")
+    if warning := bad_values(table, "rank correlations of queries"):
+        print(warning)
+    print(lds_sweep.advice_sentence(advice))

@@ -1,0 +1,190 @@
+"""What an experiment is asked for, as small records: what travels below the entry scripts in place of the options.
+
+Nothing here needs torch or pandas: options are read and refused before those are imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.foundations.errors import UserError
+
+LARGEST_DEFAULT_M = 65_536
+
+
+@dataclass(frozen=True)
+class WorkloadChoice:
+    """Which model on which data, how it is trained, and where data and checkpoints lie."""
+
+    dataset: str | None
+    """Of a built-in pair; None with `file`."""
+    model: str | None
+    """Of a built-in pair; None with `file`."""
+    file: Path | None
+    """The user's own workload, in place of a pair."""
+    num_train: int | None
+    """Training samples used; None for all of the workload's."""
+    epochs: int | None
+    """Passes of training; None for the recipe's."""
+    benchmark: str
+    """`local`: checkpoint and ground truth are made here; `dattri`: the published ones."""
+    data_dir: Path
+    """Folder of datasets that are not embedded."""
+    benchmark_dir: Path
+    """Folder of checkpoints and ground truth."""
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """How gradients are computed, and where they are kept."""
+
+    batch_size: int
+    """Samples per gradient batch."""
+    offload: str | None
+    """none, cpu, disk or recompute, see common/gradients/planning.py; None: by what the sketches read."""
+    dtype: str
+    """Of stored gradients: float32, float16 or bfloat16."""
+    cache_dir: Path
+    """Folder of kept gradients and geometry."""
+    device: str | None
+    """cuda or cpu; None for cuda where there is one."""
+
+
+@dataclass(frozen=True)
+class QueryChoice:
+    """The samples whose scores are studied."""
+
+    kind: str
+    """`self`: training samples; `test`: test samples."""
+    count: int
+    """How many, if there are as many."""
+    seed: int
+    """Draws them."""
+
+
+@dataclass(frozen=True)
+class SketchOptions:
+    """The law of the projections, and how many are drawn."""
+
+    proj_type: str
+    """normal, rademacher or sjlt."""
+    explicit: bool
+    """Normal: project the d-dimensional gradients instead of the coordinates."""
+    sparsity: int
+    """Non-zeros in each column of an SJLT."""
+    num_trials: int
+    """Sketches per configuration."""
+    seed: int
+    """Of all sketches."""
+
+    @property
+    def of_coordinates(self) -> bool:
+        """Whether coordinates in an orthonormal basis are sketched: the law must be rotation invariant."""
+        return self.proj_type == "normal" and not self.explicit
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The projection dimensions m and ridges λ asked for."""
+
+    min_m: int
+    """Smallest m."""
+    max_m: int | None
+    """Largest m; None for the largest power of two below d, at most 65,536."""
+    lambda_exp_min: int
+    """The smallest λ is 10 to this power."""
+    lambda_exp_max: int
+    """The largest λ is 10 to this power."""
+    ridge_correction: bool
+    """Whether every cell is also solved with λ(1 − d_λ/m)."""
+
+    def ridges(self) -> list[float]:
+        """Return λ = 10^e for every integer e of the range, ascending."""
+        return [float(f"1e{e}") for e in range(self.lambda_exp_min, self.lambda_exp_max + 1)]
+
+    def dimensions(self, num_parameters: int) -> tuple[list[int], list[int]]:
+        """Return the powers of two from min_m to max_m: those below d, and those left out because m >= d.
+
+        Raises:
+            UserError: none is left.
+        """
+        max_m = self.max_m if self.max_m is not None else min(LARGEST_DEFAULT_M, num_parameters - 1)
+        powers = [2**j for j in range(max_m.bit_length()) if self.min_m <= 2**j <= max_m]
+        used = [m for m in powers if m < num_parameters]
+        if not used:
+            limit = f"--min_m {self.min_m} .. --max_m {max_m}"
+            raise UserError(f"{limit} holds no power of two below the {num_parameters} parameters of the model")
+        return used, [m for m in powers if m >= num_parameters]
+
+
+@dataclass(frozen=True)
+class SharedOptions:
+    """What both experiments are asked for."""
+
+    workload: WorkloadChoice
+    """Model, data and training."""
+    gradients: GradientOptions
+    """Computing and keeping gradients."""
+    queries: QueryChoice
+    """Whose scores."""
+    sketches: SketchOptions
+    """Law and number of projections."""
+    grid: Grid
+    """The (m, λ) asked for."""
+    predict_only: bool
+    """Draw no sketch."""
+    fresh: bool
+    """Do not continue an interrupted run."""
+
+
+@dataclass(frozen=True)
+class BoundsOptions:
+    """What spectrum_bounds.py is asked for."""
+
+    shared: SharedOptions
+    """What both experiments are asked for."""
+    min_d_lambda: float
+    """λ with d_λ below this are left out."""
+    target_eps: float
+    """Error that the recommended m must reach."""
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """What hyperparam_selection.py is asked for."""
+
+    shared: SharedOptions
+    """What both experiments are asked for."""
+    val_ratio: float
+    """Share of the queries that select λ and m."""
+    num_subsets: int
+    """Subset models behind the ground truth."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line, for config.json and the folder's name."""
+
+    name: str
+    """Without dashes."""
+    value: object
+    """As given, or the default."""
+    default: object
+    """Its value where it is not given."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run folder is named after, and what its config.json repeats."""
+
+    experiment: str
+    """Name of the folder of all runs of one script."""
+    workload: WorkloadChoice
+    """Its name is the first part of the folder's."""
+    proj_type: str
+    """The second part."""
+    output_dir: Path
+    """Folder of results."""
+    options: tuple[Option, ...]
+    """All of them; those that change the numbers and differ from their default end the folder's name."""

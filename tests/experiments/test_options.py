@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from common.experiments.options import Grid
+from common.foundations.errors import UserError
+
+
+def make_grid(**changes):
+    options = dict(min_m=1, max_m=None, lambda_exp_min=-8, lambda_exp_max=2, ridge_correction=False)
+    return Grid(**options | changes)
+
+
+def test_equal_exponents_are_one_ridge():
+    assert make_grid(lambda_exp_min=2).ridges() == [100.0]
+
+
+def test_ridges_are_the_correctly_rounded_powers_of_ten():
+    ridges = make_grid(lambda_exp_min=-300, lambda_exp_max=300).ridges()
+    assert len(ridges) == 601
+    assert ridges[0] == 1e-300
+    assert ridges[301 + 22] == 1e23
+    assert ridges[300 - 3] == 0.001
+    assert ridges == sorted(ridges)
+
+
+# --- the grid of projection dimensions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "num_parameters", "used", "left_out"),
+    [
+        ({}, 10, [1, 2, 4, 8], []),
+        ({}, 8, [1, 2, 4], []),
+        ({}, 7850, [2**j for j in range(13)], []),
+        ({}, 10**7, [2**j for j in range(17)], []),
+        (dict(max_m=64), 20, [1, 2, 4, 8, 16], [32, 64]),
+        (dict(max_m=16), 16, [1, 2, 4, 8], [16]),
+        (dict(min_m=3, max_m=33), 100, [4, 8, 16, 32], []),
+        (dict(min_m=4, max_m=4), 5, [4], []),
+        ({}, 2, [1], []),
+    ],
+)
+def test_m_runs_over_the_powers_of_two_below_d(options, num_parameters, used, left_out):
+    assert make_grid(**options).dimensions(num_parameters) == (used, left_out)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_parameters"),
+    [
+        (dict(min_m=5, max_m=7), 100),
+        (dict(min_m=64, max_m=32), 100),
+        (dict(min_m=128), 100),
+        (dict(min_m=64, max_m=64), 64),
+        ({}, 1),
+    ],
+)
+def test_an_empty_range_of_m_is_a_user_error_with_its_limits(options, num_parameters):
+    with pytest.raises(
+        UserError, match=rf"--min_m \d+ \.\. --max_m \d+ holds no power of two below the {num_parameters}"
+    ):
+        make_grid(**options).dimensions(num_parameters)
