@@ -55,17 +55,10 @@ def _draw_over_ridge(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame, g
         cells = sketched[sketched["m"] == m]
         if f"{group}_lds" in cells:
             low, high = cells[f"{group}_lds_low"], cells[f"{group}_lds_high"]
-            middle = cells[f"{group}_lds"]
-            axes.errorbar(
-                cells["lambda"],
-                middle,
-                [middle - low, high - middle],
-                fmt=marker,
-                color=colour,
-                label=f"m = {m:.0f}",
-                elinewidth=0.7,
-                capsize=2,
-            )
+            axes.plot(cells["lambda"], cells[f"{group}_lds"], marker, color=colour, label=f"m = {m:.0f}")
+            # around its own middle: a bootstrap interval need not hold the mean, least of all where it has no length
+            middle, half = (low + high) / 2, (high - low) / 2
+            axes.errorbar(cells["lambda"], middle, half, fmt="none", ecolor=colour, elinewidth=0.7, capsize=2)
     axes.fill_between(exact["lambda"], exact[f"{group}_lds_low"], exact[f"{group}_lds_high"], color="0.88", linewidth=0)
     axes.plot(exact["lambda"], exact[f"{group}_lds"], "--", color="black", label="exact, no sketch")
     axes.set(xscale="log", xlabel="λ", ylabel="LDS (bars, band: 95 % over queries)")

@@ -130,7 +130,7 @@ def test_every_m_has_points_and_a_line_of_one_colour_over_the_ridge_and_the_exac
     (exact,) = lines(axes, "--")
     np.testing.assert_allclose(exact.get_ydata(), summary.loc[summary["m"] == np.inf, f"{group}_lds"].astype(float))
     if group == "val":
-        assert legend(axes) == ["exact, no sketch", *(f"m = {m}" for m in MS)]
+        assert legend(axes) == [*(f"m = {m}" for m in MS), "exact, no sketch"]
 
 
 def test_over_m_stand_both_groups_at_the_chosen_ridge_its_dimension_and_m_95(usual):
@@ -168,6 +168,15 @@ def test_the_map_has_every_predicted_cell_and_the_best_ridge_of_each_m_predicted
     assert curve.get_ydata().tolist() == [1e-2] * len(FINE)
     assert (dots.get_xdata().tolist(), dots.get_ydata().tolist()) == (MS, [1e-2] * len(MS))
     assert legend(axes) == ["predicted λ*(m)", "measured λ*(m)"]
+
+
+def test_an_interval_that_does_not_hold_its_mean_is_drawn_where_it_lies(draw):
+    summary, predicted = make_tables()
+    summary["val_lds_low"] = summary["val_lds_high"] = summary["val_lds"] + 1e-3
+    figure, _ = draw(summary, predicted, choice())
+    bars = [bar for bars in figure.axes[0].collections[: len(MS)] for bar in bars.get_segments()]
+    ends = summary.loc[summary["m"].isin(MS)].sort_values(["m", "lambda"])["val_lds_low"]
+    np.testing.assert_allclose([bar[:, 1] for bar in bars], np.column_stack([ends, ends]))
 
 
 def test_without_sketches_there_are_lines_and_no_points(draw):
