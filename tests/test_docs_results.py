@@ -1,0 +1,76 @@
+"""The tables of docs/results.md have the numbers of the files in results/."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from tests.documents import ROOT, read, sections, tables
+
+RECOMMENDED = ("m", "m_ridge_corrected", "d_lambda_over_eps_squared")
+
+
+def committed(command: str) -> Path:
+    """Return the folder in results/ that a command of an experiment has made."""
+    (folder,) = (
+        path.parent
+        for path in ROOT.glob("results/*/*/config.json")
+        if f"python {json.loads(path.read_text())['command']}" == command
+    )
+    return folder
+
+
+def expected_cells(command: str) -> dict[str, str]:
+    """Return header -> cell for the tables of docs/results.md, from the files in results/."""
+    folder = committed(command)
+    config = json.loads((folder / "config.json").read_text())
+    seconds, memory = config["seconds"]["total"], config["peak_memory_bytes"] / 1e9
+    cells = {"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GB"}
+    gaps = config["prediction_gaps"]
+    if config["experiment"] == "spectrum_bounds":
+        return cells | {name: f"{gaps[f'eps_95_gap_{name}']:.1%}".replace("%", " %") for name in ("median", "worst")}
+    choice = json.loads((folder / "selection.json").read_text())
+    predicted = choice["predicted_choice"]
+    return {
+        "median": f"{gaps['test_lds_gap_median']:.4f}",
+        "worst": f"{gaps['test_lds_gap_worst']:.4f}",
+        "λ*": f"{choice['lambda_star']:g}",
+        "d_λ*": f"{choice['d_lambda_star']:.0f}",
+        "exact test LDS at λ*": f"{choice['exact_test_lds']:.3f}",
+        "m_95": f"{choice['m_95']:,}",
+        "m_95/d_λ*": f"{choice['c_95']:.0f}",
+        "predicted choice (m, λ)": f"({predicted['m']:,}, {predicted['lambda']:g})",
+    }
+
+
+def test_tables_of_results_that_name_their_commands_have_the_numbers_of_the_committed_files():
+    found = [table for table in tables(read("docs/results.md")) if "command" in table.header]
+    assert len(found) == 3
+    for row in (row for table in found for row in table.dicts()):
+        expected = expected_cells(row.pop("command").strip("`"))
+        row.pop("run", None)
+        assert row == {name: expected[name] for name in row}
+
+
+def test_the_table_of_recommended_m_is_that_of_the_committed_file():
+    table = pd.read_csv(committed("python spectrum_bounds.py") / "recommendation.csv")
+    rows = [
+        [f"1e{math.log10(row['lambda']):.0f}", f"{row['d_lambda']:.0f}", *(f"{row[name]:,.0f}" for name in RECOMMENDED)]
+        for _, row in table.iterrows()
+    ]
+    assert tables(sections(read("docs/results.md"))["How large m must be"])[0].rows == rows
+
+
+def test_the_tables_of_speed_are_those_of_the_committed_files():
+    table = pd.read_csv(ROOT / "results" / "bench" / "bench.csv")
+    whole, steps = tables(sections(read("docs/results.md"))["How fast"])
+    sweep = table[table["what"] == "whole sweep"]
+    for cells, (_, row) in zip(whole.rows, sweep.iterrows(), strict=True):
+        seconds = f"{row.seconds:.3g}" if row.seconds > 1 else f"{row.seconds:.2f}"
+        assert cells[1:] == [seconds, f"{row.ratio_to_ours:.0f}", f"{row.added_memory_bytes / 1e9:.2f} GB"]
+    others = table[~table["what"].isin(["sweep", "whole sweep"]) & table["what"].duplicated()]
+    for cells, (_, row) in zip(steps.rows, others.iterrows(), strict=True):
+        assert [cells[0], cells[2], cells[3]] == [row.what, row.route, f"{row.ratio_to_ours:.2g}"]
