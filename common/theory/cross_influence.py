@@ -12,6 +12,9 @@ from common.theory.pooled_errors import pooled_error_summary
 from common.theory.sketch_law import law_on_grid
 from common.theory.spectrum import Spectrum
 
+# ε_95 must not hang on pairs whose bias is not known
+MOST_DROWNED = 0.05
+
 
 @dataclass(frozen=True)
 class CrossErrorPrediction:
@@ -34,6 +37,10 @@ def predict_cross_error(
 
         E[B̃] = Σ_j c_j g_j q_j ,   Var[B̃] = μ²/ν [ψ(g, g) ψ(q, q) + ψ(g, q)²]
 
+    Where F is known by a sketch alone, the bias is itself an estimate with noise of known variance v
+    (`Spectrum.difference_variance`). It already stands for so much of the variance: only the rest is added. Where v is
+    the larger one, the bias drowns in it and the prediction is NaN.
+
     Args:
         spectrum: F.
         left: (p, r) coordinates of g, one row a pair.
@@ -46,11 +53,22 @@ def predict_cross_error(
     """
     left, right, ms, ridges = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (left, right, ms, ridges))
     law = law_on_grid(spectrum, ms, ridges, corrected, sjlt_columns)
+    own = spectrum.difference_variance(left, right, law.mu, law.ridge)
     products, left, right = left * right, left.square(), right.square()
     exact = spectrum.resolvent_weights(1, law.ridge)
     scale = ((left @ exact) * (right @ exact)).sqrt()
     bias = products @ (law.mean_weights(spectrum) - exact)
     second = spectrum.resolvent_weights(2, law.mu)
-    std = (((left @ second) * (right @ second) + (products @ second) ** 2) / law.dof).sqrt() * law.mu
-    summary = pooled_error_summary(bias / scale, std / scale, torch.zeros_like(std))
+    variance = ((left @ second) * (right @ second) + (products @ second) ** 2) / law.dof * law.mu**2
+    bias, std = _without_own_noise(bias / scale, variance / scale**2, own / scale**2)
+    summary = pooled_error_summary(bias, std, torch.zeros_like(std))
     return CrossErrorPrediction(*(value.reshape(ms.numel(), ridges.numel()) for value in summary))
+
+
+def _without_own_noise(bias: Tensor, variance: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bias and standard deviation that give the law of b + √variance z, where bias is b + √own z; (p, cells).
+
+    That needs own <= variance. Cells where it fails for more than 5 % of the pairs become NaN.
+    """
+    drowned = (own > variance).double().mean(0) > MOST_DROWNED
+    return bias, torch.where(drowned, torch.nan, (variance - own).clamp(min=0).sqrt())

@@ -42,6 +42,12 @@ class Spectrum(Protocol):
     def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
         """Return (r, cells) weights c with aᵀ(F+μI)⁻ᵖ b = Σ_j c_j a_j b_j at (cells,) ridges μ > 0, p = 1, 2 or 3."""
 
+    def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Return the (p, cells) variance of what the weights say of aᵀ[(F+μ₁I)⁻¹ − (F+μ₂I)⁻¹]b; 0 where F is known.
+
+        `left` and `right` are (p, r) vectors a and b, one row a pair; `first` and `second` (cells,) ridges.
+        """
+
 
 class ExactSpectrum:
     """The eigenvalues of F themselves; coordinates are those in its eigenbasis.
@@ -71,6 +77,10 @@ class ExactSpectrum:
     def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
         """Return (r, cells) values of (s+μ)⁻ᵖ."""
         return (self.eigenvalues[:, None] + mu) ** -power
+
+    def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Return zeros: nothing is estimated."""
+        return torch.zeros(len(left), len(first), dtype=torch.float64)
 
 
 def effective_dimension(spectrum: Spectrum, ridge: float | Tensor) -> Tensor:
