@@ -1,4 +1,4 @@
-"""F seen through one sketch: derivatives against numeric ones, estimates against the exact spectrum over many sketches."""
+"""F seen through one sketch: derivatives against numeric ones, estimates against the exact F over many sketches."""
 
 from __future__ import annotations
 
