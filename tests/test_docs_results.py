@@ -74,3 +74,43 @@ def test_the_tables_of_speed_are_those_of_the_committed_files():
     others = table[~table["what"].isin(["sweep", "whole sweep"]) & table["what"].duplicated()]
     for cells, (_, row) in zip(steps.rows, others.iterrows(), strict=True):
         assert [cells[0], cells[2], cells[3]] == [row.what, row.route, f"{row.ratio_to_ours:.2g}"]
+
+
+def test_the_table_of_growth_is_that_of_the_committed_file():
+    slopes = pd.read_csv(ROOT / "results" / "bench" / "slopes.csv").set_index("axis")
+    (table,) = tables(sections(read("docs/results.md"))["How it grows"])
+    # -0.0 + 0.0 is 0.0
+    n, d, m, above = (round(slope, 1) + 0.0 for slope in slopes["sketch slope"])
+    assert table.rows[0][1:] == [f"n^{n}", f"d^{d}", f"m^{m}", f"m^{above}"]
+    n, d = (round(slope, 1) for slope in slopes["geometry slope"][:2])
+    assert table.rows[1][1:] == [f"n^{n}", f"d^{d}", "", ""]
+
+
+def test_what_the_ridge_correction_gains_is_that_of_the_committed_file():
+    summary = pd.read_csv(committed("python spectrum_bounds.py --ridge_correction") / "summary.csv")
+    cells = summary.set_index(["m", "lambda"])[["eps_95", "corrected_eps_95"]]
+    pairs = (cells.loc[(2048, 1e-8)], cells.loc[(1024, 1e-6)])
+    first, second = (f"{raw:.3f} -> {corrected:.3f}" for raw, corrected in pairs)
+    assert f"{first} at (m = 2048, λ = 1e-8), {second} at (1024, 1e-6)" in one_line("docs/results.md")
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_committed_files():
+    readme = one_line("README.md")
+    lr, mlp = (expected_cells(f"python hyperparam_selection.py{model}") for model in (" --model lr", ""))
+    best, dimension, multiple = "exact test LDS at λ*", "d_λ*", "m_95/d_λ*"
+    assert f"λ = {lr['λ*']} for a logistic regression (test LDS {lr[best]}, d_λ = {lr[dimension]})" in readme
+    assert (
+        f"λ = {float(mlp['λ*']):.0e} for the perceptron ({mlp[best]}, d_λ = {mlp[dimension]})".replace("e-0", "e-")
+        in readme
+    )
+    assert f"m = {lr[multiple]} d_λ (logistic regression) and {mlp[multiple]} d_λ (perceptron)" in readme
+    table = pd.read_csv(committed("python spectrum_bounds.py") / "recommendation.csv").set_index("lambda")
+    small, large = (table.loc[ridge] for ridge in (1e-8, 1e-4))
+    gains = [f"{row.m_ridge_corrected:,.0f} instead of {row.m:,.0f}" for row in (small, large)]
+    assert f"m = {gains[0]} at λ = 1e-8, and {gains[1]} at λ = 1e-4" in readme
+    bounds = [f"{row.d_lambda_over_eps_squared:,.0f}" for row in (small, large)]
+    assert f"({bounds[0]} and {bounds[1]} in these two cases)" in readme
+
+
+def one_line(page: str) -> str:
+    return " ".join(read(page).split())
