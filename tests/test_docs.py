@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 
 from common.experiments import script
+from common.workloads import pairs
 from tests.documents import PAGES, ROOT, anchors, code_spans, commands, links, read, sections, tables
 from tests.tiny import write_tiny
 
@@ -166,7 +168,17 @@ def test_the_tables_of_options_have_every_option_with_its_choices_and_its_defaul
             assert default == f"`{defaults[action.dest]}`", option
 
 
+@pytest.fixture(scope="module")
+def datasets_once():
+    """Unpacking digits takes seconds, chorales half a minute: once for all runs inside this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, load in pairs.DATASETS.items():
+            patch.setitem(pairs.DATASETS, name, functools.cache(load))
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("datasets_once")
 @pytest.mark.parametrize("words", [words for words in DOCUMENTED if words[0] in TOY_OWN], ids=" ".join)
 def test_every_command_of_an_experiment_runs(words, tmp_path, toy_benchmarks):
     """At toy size, where later options replace earlier ones; bench.py has a test of its own."""
