@@ -52,9 +52,10 @@ def experiment(options: BoundsOptions, run: Run) -> None:
 
     # measurement: sketches
     if not shared.predict_only:
-        trials = error_steps.sweep(shared, run, prepared, cells)
-        run.write_table("trials.csv", trials)
-        table = error_sweep.summarise(trials).merge(table.drop(columns=["d_lambda", "m_over_d_lambda"]))
+        units = error_steps.sweep(shared, run, prepared, cells)
+        run.write_table("trials.csv", error_sweep.trial_table(units))
+        measured = error_sweep.summarise(units, shared.sketches.seed)
+        table = measured.merge(table.drop(columns=["d_lambda", "m_over_d_lambda"]))
         run.record(prediction_gaps=error_sweep.prediction_gaps(table))
 
     run.write_table("summary.csv", table)

@@ -87,11 +87,7 @@ def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFram
         reached = table[table["eps_95"] <= target_eps].groupby("lambda")["m"].min()
         lines.insert(2, "m (measured, power of 2)", lines["lambda"].map(reached).astype("Int64"))
     print(lines.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
-    gaps = run.config.get("prediction_gaps", {})
-    if gaps.get("eps_95_gap_median") is not None:
-        print(
-            f"predicted against measured ε_95 (m >= 64, ε_95 < 1): median gap {gaps['eps_95_gap_median']:.1%}, "
-            f"worst {gaps['eps_95_gap_worst']:.1%} over {gaps['eps_95_gap_cells']} cells"
-        )
+    if line := error_sweep.describe_gaps(run.config.get("prediction_gaps", {})):
+        print(line)
     if warning := bad_values(table, "ratios of sketched to exact scores"):
         print(warning)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from common.experiments.cells import Cells
 from common.experiments.metrics import error_statistics
+from common.experiments.trial_noise import pooled_quantile_noise
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem, exact_self_influence, sketched_self_influence
 from common.theory.recommendation import smallest_dimensions
 from common.theory.self_influence import predict_self_influence
 
+CELL = ["trial", "m", "lambda", "d_lambda", "m_over_d_lambda"]
+SUMMARISED = ["mean_ratio", "mean_ratio_std", "eps_mean", "eps_50", "eps_95", "eps_95_noise", "eps_95_trial_mean"]
+SUMMARISED += ["eps_95_std", "eps_99", "eps_max", "num_bad"]
+FAR = 3.0  # noises from which on a gap counts as beyond noise
 PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
 
 
@@ -27,34 +34,56 @@ def exact_scores(cells: Cells, geometry: Geometry) -> list[Tensor]:
 def measure(
     problem: SketchedProblem, m: int, trial: int, cells: Cells, geometry: Geometry, exact_scores: list[Tensor]
 ) -> list[dict]:
-    """Return one row a λ: error statistics of φ̃_λ/φ_λ over the queries, for one sketch."""
+    """Return one row a λ: the ratio φ̃_λ/φ_λ of every query under one sketch."""
     rows = []
     columns = (cells.ridges, cells.effective_dimensions, cells.corrected(m), exact_scores)
     for ridge, d_lambda, corrected, exact in zip(*columns, strict=True):
-        row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d_lambda, "m_over_d_lambda": _ratio(m, d_lambda)}
-        row["num_queries"] = len(exact)
-        row |= dataclasses.asdict(error_statistics(sketched_self_influence(problem, ridge) / exact))
+        row: dict[str, float | list[float]] = {"trial": trial, "m": m, "lambda": ridge}
+        row |= {"d_lambda": d_lambda, "m_over_d_lambda": _ratio(m, d_lambda)}
+        row["ratios"] = (sketched_self_influence(problem, ridge) / exact).tolist()
         if cells.ridge_correction:
             row["corrected_lambda"] = corrected
             if not math.isnan(corrected):
-                statistics = error_statistics(sketched_self_influence(problem, corrected) / exact)
-                row |= {f"corrected_{name}": value for name, value in dataclasses.asdict(statistics).items()}
+                row["corrected_ratios"] = (sketched_self_influence(problem, corrected) / exact).tolist()
         rows.append(row)
     return rows
 
 
-def summarise(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an (m, λ): means over the trials, standard deviations of the headline numbers, counts."""
-    groups = trials.groupby(["m", "lambda"], sort=True)
-    kept = ["d_lambda", "m_over_d_lambda", "num_queries"]
-    statistics = [name for name in trials.columns if name not in ("trial", "m", "lambda", *kept)]
-    summary = groups[kept].first()
+def trial_table(units: pd.DataFrame) -> pd.DataFrame:
+    """Return trials.csv: one row a (trial, m, λ) with the error statistics over the queries of one sketch."""
+    table = units[CELL].assign(num_queries=units["ratios"].map(len))
+    for prefix in _prefixes(units):
+        if prefix:
+            table[f"{prefix}lambda"] = units[f"{prefix}lambda"]
+        if f"{prefix}ratios" not in units:
+            continue
+        measured = units[f"{prefix}ratios"].dropna()
+        statistics = [dataclasses.asdict(error_statistics(torch.tensor(one, dtype=torch.float64))) for one in measured]
+        table = table.join(pd.DataFrame(statistics, index=measured.index).add_prefix(prefix))
+    return table
+
+
+def summarise(units: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return one row an (m, λ): error statistics pooled over queries and trials, and how they vary over trials.
+
+    ε_95 pooled stands beside its noise, `pooled_quantile_noise` with this seed, and beside mean and standard deviation
+    over the trials of the ε_95 of each.
+    """
+    groups = units.groupby(["m", "lambda"], sort=True)
+    trials = trial_table(units).groupby(["m", "lambda"], sort=True)
+    summary = groups[["d_lambda", "m_over_d_lambda"]].first()
     summary.insert(2, "num_trials", groups.size())
-    for name in statistics:
-        bad = name.endswith("num_bad")
-        summary[name] = groups[name].sum() if bad else groups[name].mean()
-        if name.endswith(("mean_ratio", "eps_95")):
-            summary[f"{name}_std"] = groups[name].std()
+    summary.insert(3, "num_queries", trials["num_queries"].first())
+    for prefix in _prefixes(units):
+        if prefix:
+            summary[f"{prefix}lambda"] = groups[f"{prefix}lambda"].first()
+        if f"{prefix}ratios" not in units:
+            continue
+        pooled = pd.DataFrame([_pool(ratios.dropna(), seed) for _, ratios in groups[f"{prefix}ratios"]], summary.index)
+        pooled["mean_ratio_std"] = trials[f"{prefix}mean_ratio"].std()
+        pooled["eps_95_trial_mean"] = trials[f"{prefix}eps_95"].mean()
+        pooled["eps_95_std"] = trials[f"{prefix}eps_95"].std()
+        summary = summary.join(pooled[SUMMARISED].add_prefix(prefix))
     return summary.reset_index()
 
 
@@ -74,17 +103,41 @@ def predict(cells: Cells, geometry: Geometry) -> pd.DataFrame:
 
 
 def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
-    """Return the median and the worst relative gap of predicted to measured ε_95, cells m >= 64 with ε_95 < 1."""
+    """Return how far predicted ε_95 lies from the measured one, cells m >= 64 with ε_95 < 1, beside the trial noise.
+
+    Gaps and noise are relative to the measured ε_95: median and worst gap, the noise where the worst gap is, and the
+    number of cells with a gap beyond 3 noises. By chance alone that is a share of the cells that depends on the trials,
+    see `pooled_quantile_noise`; cells of one run share random numbers, so that they stray together. None: not known.
+    """
     gaps = {}
     for prefix in ("", "corrected_"):
         if f"{prefix}eps_95" not in summary:
             continue
         measured, predicted = summary[f"{prefix}eps_95"], summary[f"predicted_{prefix}eps_95"]
         gap = ((predicted - measured).abs() / measured)[(summary["m"] >= 64) & (measured < 1)].dropna()
-        gaps[f"{prefix}eps_95_gap_median"] = gap.median() if len(gap) else None
-        gaps[f"{prefix}eps_95_gap_worst"] = gap.max() if len(gap) else None
-        gaps[f"{prefix}eps_95_gap_cells"] = len(gap)
+        noise = (summary[f"{prefix}eps_95_noise"] / measured)[gap.index]
+        name = f"{prefix}eps_95_gap"
+        gaps[f"{name}_median"] = gap.median() if len(gap) else None
+        gaps[f"{name}_worst"] = gap.max() if len(gap) else None
+        known = len(gap) and noise.notna().all()
+        gaps[f"{name}_worst_noise"] = noise.iloc[int(gap.argmax())] if known else None
+        gaps[f"{name}_beyond_noise"] = int((gap > FAR * noise).sum()) if known else None
+        gaps[f"{name}_cells"] = len(gap)
     return gaps
+
+
+def describe_gaps(gaps: dict[str, float | int | None]) -> str | None:
+    """Return `prediction_gaps` of raw scores as one line; None where there is no cell."""
+    if gaps.get("eps_95_gap_median") is None:
+        return None
+    gap = (
+        f"predicted against measured ε_95 (m >= 64, ε_95 < 1): median gap {gaps['eps_95_gap_median']:.1%}, "
+        f"worst {gaps['eps_95_gap_worst']:.1%}"
+    )
+    noise, beyond, cells = (gaps[f"eps_95_gap_{name}"] for name in ("worst_noise", "beyond_noise", "cells"))
+    if beyond is None:
+        return f"{gap} over {cells} cells (trial noise unknown: one trial)"
+    return f"{gap} (trial noise there {noise:.1%}), beyond {FAR:g} times its noise in {beyond} of {cells} cells"
 
 
 def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: int) -> pd.DataFrame:
@@ -102,6 +155,18 @@ def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: i
     table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions, **smallest})
     theorem = [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions]
     return table.assign(d_lambda_over_eps_squared=theorem).astype(dict.fromkeys(smallest, "Int64"))
+
+
+def _prefixes(units: pd.DataFrame) -> list[str]:
+    return [prefix for prefix in ("", "corrected_") if not prefix or f"{prefix}lambda" in units]
+
+
+def _pool(ratios: pd.Series, seed: int) -> dict[str, float | int]:
+    """Return the statistics of all ratios of one (m, λ), given as one list a trial, with the noise behind ε_95."""
+    by_trial = np.array(ratios.tolist(), dtype=np.float64)
+    pooled = dataclasses.asdict(error_statistics(torch.from_numpy(by_trial.flatten())))
+    noise = pooled_quantile_noise(np.abs(by_trial - 1), 0.95, seed) if len(by_trial) else math.nan
+    return pooled | {"eps_95_noise": noise}
 
 
 def _ratio(m: int, d_lambda: float) -> float:

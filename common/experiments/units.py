@@ -16,6 +16,8 @@ from common.sketches.influence import SketchedProblem
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 
 UNITS = "units.jsonl"
+# of the rows of a unit: raised with every change of what they hold, so that rows of older code are not continued
+FORMAT = 2
 Sketcher = CoordinateSketcher | ExplicitSketcher
 Measure = Callable[[SketchedProblem, int, int], list[dict]]
 
@@ -24,12 +26,13 @@ class UnitLog:
     """Finished (trial, m) units of a run, appended as they come, so that an interrupted run can continue.
 
     Each line of `units.jsonl` is one unit. The first line says what the units belong to (options, data,
-    checkpoint, versions); units of anything else are never used. A line cut short by a crash is ignored.
+    checkpoint, versions, format of the rows); units of anything else are never used. A line cut short by a crash is
+    ignored.
     """
 
     def __init__(self, folder: Path, belongs_to: dict, fresh: bool):
         self.path = folder / UNITS
-        header = json.loads(json.dumps(belongs_to))
+        header = json.loads(json.dumps(belongs_to | {"format": FORMAT}))
         stored = [] if fresh else _complete_lines(self.path)
         if stored and stored[0] != header:
             changed = next(key for key in [*header, *stored[0]] if header.get(key) != stored[0].get(key))

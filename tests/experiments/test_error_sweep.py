@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from common.experiments.cells import Cells
-from common.experiments.error_sweep import exact_scores, measure, predict, prediction_gaps, recommend, summarise
+from common.experiments.error_sweep import (
+    describe_gaps,
+    exact_scores,
+    measure,
+    predict,
+    prediction_gaps,
+    recommend,
+    summarise,
+    trial_table,
+)
+from common.experiments.trial_noise import pooled_quantile_noise
+from common.experiments.units import UnitLog
 from common.sketches.geometry import build_geometry
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
@@ -41,7 +52,9 @@ def make_cells(geometry, ms, ridges=None, ridge_correction=False):
 
 
 def measured(problem, m, trial, cells, geometry):
-    return measure(problem, m, trial, cells, geometry, exact_scores(cells, geometry))
+    """Return the rows of trials.csv that one sketch gives."""
+    rows = measure(problem, m, trial, cells, geometry, exact_scores(cells, geometry))
+    return trial_table(pd.DataFrame(rows)).to_dict("records")
 
 
 # --- one sketch ---------------------------------------------------------------------------------------------
@@ -65,7 +78,7 @@ def test_measured_errors_equal_those_of_the_dense_formula(m):
         for prefix, value in solved.items():
             if value <= 0:
                 assert math.isnan(row["corrected_lambda"])
-                assert "corrected_eps_95" not in row
+                assert math.isnan(row.get("corrected_eps_95", math.nan))
                 continue
             ratios = (reference.sketched_influence(P, train, queries, queries, value).diagonal() / exact).numpy()
             errors = np.abs(ratios - 1)
@@ -113,48 +126,117 @@ def test_a_ridge_below_rounding_makes_every_query_bad_and_is_no_exception():
 # --- over sketches ------------------------------------------------------------------------------------------
 
 
-def trials_table():
-    return pd.DataFrame(
-        [
-            {"trial": t, "m": m, "lambda": r, "d_lambda": 7.0, "m_over_d_lambda": m / 7.0, "num_queries": 9,
-             "mean_ratio": 1 + 0.1 * t, "eps_mean": 0.1, "eps_50": 0.1, "eps_95": 0.1 * m + t, "eps_99": 0.3,
-             "eps_max": 0.4 + t, "num_bad": t}
-            for t in range(3) for m in (8, 2) for r in (1.0, 0.01)
-        ]
-    )  # fmt: skip
+SEED, MS, NUM_TRIALS, NUM_QUERIES = 3, (8, 2), 3, 9
+ERRORS = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99", "eps_max")
 
 
-def test_the_summary_has_one_row_a_cell_sorted_with_means_deviations_and_counts():
-    summary = summarise(trials_table())
+def made_up_units(corrected_from=None):
+    """Return the rows of 3 sketches of 9 queries in every cell; corrected ones for m >= `corrected_from`."""
+    stream = np.random.default_rng(0)
+    rows = []
+    for trial in range(NUM_TRIALS):
+        for m in MS:
+            for ridge in (1.0, 0.01):
+                row = {"trial": trial, "m": m, "lambda": ridge, "d_lambda": 7.0, "m_over_d_lambda": m / 7.0}
+                row["ratios"] = stream.normal(1 + 0.1 * trial, 0.3, NUM_QUERIES).tolist()
+                if corrected_from:
+                    row["corrected_lambda"] = ridge / 8 if m >= corrected_from else math.nan
+                    if m >= corrected_from:
+                        row["corrected_ratios"] = stream.normal(1, 0.1, NUM_QUERIES).tolist()
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pooled(units, m, ridge, name="ratios"):
+    """Return all ratios of a cell, those of one sketch a row."""
+    return np.array(units[(units["m"] == m) & (units["lambda"] == ridge)][name].tolist())
+
+
+def statistics(ratios):
+    """Return mean ratio, then mean, quantiles and maximum of |ratio - 1|, in plain numpy."""
+    errors = np.abs(ratios - 1)
+    return [ratios.mean(), errors.mean(), *np.quantile(errors, [0.5, 0.95, 0.99, 1])]
+
+
+def test_the_summary_has_one_row_a_cell_sorted_with_the_documented_columns():
+    summary = summarise(made_up_units(), SEED)
     assert list(zip(summary["m"], summary["lambda"], strict=True)) == [(2, 0.01), (2, 1.0), (8, 0.01), (8, 1.0)]
-    row = summary.iloc[-1]
-    assert row["num_trials"] == 3
-    assert row["num_queries"] == 9
-    assert row["mean_ratio"] == pytest.approx(1.1)
-    assert row["mean_ratio_std"] == pytest.approx(0.1)
-    assert row["eps_95"] == pytest.approx(1.8)
-    assert row["eps_95_std"] == pytest.approx(1.0)
-    assert row["eps_max"] == pytest.approx(1.4)
-    assert row["num_bad"] == 3
+    assert summary["num_trials"].eq(NUM_TRIALS).all()
+    assert summary["num_queries"].eq(NUM_QUERIES).all()
     documented = (
         "m lambda d_lambda m_over_d_lambda num_trials num_queries mean_ratio mean_ratio_std "
-        "eps_mean eps_50 eps_95 eps_95_std eps_99 eps_max num_bad"
+        "eps_mean eps_50 eps_95 eps_95_noise eps_95_trial_mean eps_95_std eps_99 eps_max num_bad"
     )
     assert list(summary.columns) == documented.split()
 
 
-def test_the_deviation_over_one_trial_is_missing_and_not_zero():
-    summary = summarise(trials_table().query("trial == 0"))
-    assert summary["eps_95_std"].isna().all()
+def test_the_summary_pools_queries_and_trials_and_says_how_trials_differ():
+    units = made_up_units()
+    for row in summarise(units, SEED).to_dict("records"):
+        ratios = pooled(units, row["m"], row["lambda"])
+        assert [row[name] for name in ERRORS] == pytest.approx(statistics(ratios.flatten()), rel=1e-12)
+        quantiles = np.quantile(np.abs(ratios - 1), 0.95, axis=1)
+        assert row["eps_95_trial_mean"] == pytest.approx(quantiles.mean(), rel=1e-12)
+        assert row["eps_95_std"] == pytest.approx(quantiles.std(ddof=1), rel=1e-12)
+        assert row["mean_ratio_std"] == pytest.approx(ratios.mean(axis=1).std(ddof=1), rel=1e-12)
+        assert row["eps_95_noise"] == pooled_quantile_noise(np.abs(ratios - 1), 0.95, SEED)
+        assert row["eps_95"] != row["eps_95_trial_mean"]
+        assert row["num_bad"] == 0
+
+
+def test_every_finite_ratio_weighs_the_same_where_some_are_bad():
+    units = made_up_units()
+    units["ratios"][0][:5] = [math.nan, math.inf, -math.inf, math.nan, math.nan]  # of m = 8, λ = 1
+    row = summarise(units, SEED).iloc[-1]
+    ratios = pooled(units, 8, 1.0)
+    finite = ratios[np.isfinite(ratios)]
+    assert row["num_bad"] == 5
+    assert [row[name] for name in ERRORS] == pytest.approx(statistics(finite), rel=1e-12)
+    assert row["mean_ratio"] != pytest.approx(np.mean([one[np.isfinite(one)].mean() for one in ratios]), rel=1e-3)
+
+
+def test_a_cell_without_a_finite_ratio_is_nan_and_all_of_it_counted():
+    units = made_up_units()
+    for ratios in units[(units["m"] == 2) & (units["lambda"] == 1.0)]["ratios"]:
+        ratios[:] = [math.nan] * NUM_QUERIES
+    summary = summarise(units, SEED).set_index(["m", "lambda"])
+    assert summary.loc[(2, 1.0), "num_bad"] == NUM_TRIALS * NUM_QUERIES
+    names = [*ERRORS, "eps_95_noise", "eps_95_trial_mean", "eps_95_std", "mean_ratio_std"]
+    assert summary.loc[(2, 1.0), names].isna().all()
+    assert summary.drop(index=(2, 1.0))[names].notna().all(axis=None)
+
+
+def test_deviation_and_noise_over_one_trial_are_missing_and_not_zero():
+    units = made_up_units()
+    summary = summarise(units[units["trial"] == 0], SEED)
+    assert summary[["eps_95_std", "eps_95_noise", "mean_ratio_std"]].isna().all(axis=None)
     assert summary["num_trials"].eq(1).all()
+    assert summary["eps_95"].tolist() == summary["eps_95_trial_mean"].tolist()
 
 
 def test_corrected_columns_are_summarised_where_they_exist():
-    trials = trials_table()
-    trials["corrected_eps_95"] = np.where(trials["m"] == 8, 0.05, np.nan)
-    summary = summarise(trials)
-    assert summary["corrected_eps_95"].isna().tolist() == [True, True, False, False]
-    assert summary["corrected_eps_95_std"].tolist()[2:] == [0, 0]
+    units = made_up_units(corrected_from=8)
+    summary = summarise(units, SEED)
+    corrected = [f"corrected_{name}" for name in (*ERRORS, "lambda", "eps_95_noise", "eps_95_trial_mean", "eps_95_std")]
+    assert summary.loc[summary["m"] == 2, corrected].isna().all(axis=None)
+    row = summary.iloc[-1]
+    ratios = pooled(units[units["m"] == 8], 8, 1.0, "corrected_ratios")
+    assert [row[f"corrected_{name}"] for name in ERRORS] == pytest.approx(statistics(ratios.flatten()), rel=1e-12)
+    assert row["corrected_eps_95_noise"] == pooled_quantile_noise(np.abs(ratios - 1), 0.95, SEED)
+    assert row["corrected_lambda"] == 1 / 8
+    trials = trial_table(units)
+    assert (trials["corrected_eps_95"].isna() == (trials["m"] == 2)).all()
+    nowhere = summarise(made_up_units(corrected_from=16), SEED)
+    assert [name for name in nowhere if name.startswith("corrected_")] == ["corrected_lambda"]
+
+
+def test_units_that_were_stored_give_the_tables_of_units_that_were_not(tmp_path):
+    units = made_up_units(corrected_from=8)
+    log = UnitLog(tmp_path, {}, fresh=True)
+    for (trial, m), rows in units.groupby(["trial", "m"]):
+        log.append(trial, m, rows.to_dict("records"))
+    stored = UnitLog(tmp_path, {}, fresh=False).table()
+    pd.testing.assert_frame_equal(summarise(stored, SEED), summarise(units, SEED), check_exact=True)
 
 
 # --- predictions beside measurements ------------------------------------------------------------------------
@@ -162,17 +244,18 @@ def test_corrected_columns_are_summarised_where_they_exist():
 
 @pytest.mark.parametrize("corrected", [False, True])
 def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
-    # 60 trials; the closed form is asymptotic, so a few percent remain (ε_95 of 8 queries a trial, averaged)
+    # 60 trials; the closed form is asymptotic, so a few percent remain
     _, _, geometry = toy(num_queries=N_TRAIN)
     cells = make_cells(geometry, [64, 256], ridge_correction=corrected)
     sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(), seed=0)
+    exact = exact_scores(cells, geometry)
     rows = [
         row
         for trial in range(60)
         for m, problem in sketcher.problems(trial, cells.ms)
-        for row in measured(problem, m, trial, cells, geometry)
+        for row in measure(problem, m, trial, cells, geometry, exact)
     ]
-    table = summarise(pd.DataFrame(rows)).merge(predict(cells, geometry))
+    table = summarise(pd.DataFrame(rows), SEED).merge(predict(cells, geometry))
     assert len(table) == 6
     for prefix in ("", "corrected_") if corrected else ("",):
         for name in ("mean_ratio", "eps_mean"):
@@ -188,17 +271,38 @@ def test_one_query_without_gradient_does_not_take_the_predictions_of_all():
     assert recommend(make_cells(geometry, [16]), geometry, 0.5, BEYOND)["m"].notna().all()
 
 
+def gap_table(**columns):
+    measured = {"m": [32, 64, 64, 128], "eps_95": [0.5, 0.5, 1.5, 0.2], "predicted_eps_95": [5.0, 0.55, 9.0, 0.19]}
+    return pd.DataFrame(measured | {"eps_95_noise": [0.1, 0.02, 0.1, 0.003]} | columns)
+
+
 def test_gaps_look_at_cells_with_m_from_64_on_and_errors_below_one():
-    summary = pd.DataFrame(
-        {"m": [32, 64, 64, 128], "eps_95": [0.5, 0.5, 1.5, 0.2], "predicted_eps_95": [5.0, 0.55, 9.0, 0.19]}
-    )
-    gaps = prediction_gaps(summary)
+    gaps = prediction_gaps(gap_table())
     assert gaps["eps_95_gap_cells"] == 2
     assert gaps["eps_95_gap_worst"] == pytest.approx(0.1)
     assert gaps["eps_95_gap_median"] == pytest.approx(0.075)
     assert "corrected_eps_95_gap_median" not in gaps
-    nothing = prediction_gaps(summary[:1])
-    assert nothing == {"eps_95_gap_median": None, "eps_95_gap_worst": None, "eps_95_gap_cells": 0}
+    nothing = prediction_gaps(gap_table()[:1])
+    assert nothing.pop("eps_95_gap_cells") == 0
+    assert set(nothing.values()) == {None}
+    assert describe_gaps(nothing) is None
+    assert describe_gaps({}) is None
+
+
+def test_beside_the_gaps_stands_their_noise():
+    gaps = prediction_gaps(gap_table())
+    assert gaps["eps_95_gap_worst_noise"] == pytest.approx(0.04)  # of the worst gap, 2.5 noises
+    assert gaps["eps_95_gap_beyond_noise"] == 1  # the other one, 3.3 noises
+    assert describe_gaps(gaps) == (
+        "predicted against measured ε_95 (m >= 64, ε_95 < 1): median gap 7.5%, worst 10.0% (trial noise there 4.0%), "
+        "beyond 3 times its noise in 1 of 2 cells"
+    )
+
+
+def test_with_one_trial_the_noise_is_unknown_and_not_zero():
+    gaps = prediction_gaps(gap_table(eps_95_noise=math.nan))
+    assert (gaps["eps_95_gap_worst_noise"], gaps["eps_95_gap_beyond_noise"]) == (None, None)
+    assert "median gap 7.5%, worst 10.0% over 2 cells (trial noise unknown: one trial)" in describe_gaps(gaps)
 
 
 BEYOND = 2**24  # parameters: more than any recommended size
