@@ -44,7 +44,7 @@ def experiment(options: SelectionOptions, run: Run) -> None:
     # model, gradients, eigenvalues, and what attribution has to predict
     shared = options.shared
     prepared = prepare(shared, run, options.num_subsets)
-    task, vectors = lds_steps.make_task(options, run, prepared)
+    task = lds_steps.make_task(options, run, prepared)
 
     # without a sketch: exact LDS for every λ, and the closed form for every (m, λ)
     exact = lds_sweep.summarise(lds_sweep.exact_rows(task), task)
@@ -59,7 +59,7 @@ def experiment(options: SelectionOptions, run: Run) -> None:
     table = predicted[predicted["m"].isin(prepared.ms)]
     if not shared.predict_only:
         ms = sorted({*prepared.ms, *([advice["m"]] if advice else [])})
-        units = lds_steps.sweep(shared, run, prepared, task, vectors, ms)
+        units = lds_steps.sweep(shared, run, prepared, task, ms)
         trials = lds_sweep.trial_table(units, task)
         run.write_table("trials.csv", trials)
         table = lds_sweep.summarise(units, task).merge(predicted, how="left")

@@ -13,8 +13,9 @@ import torch
 from bench.routes import NUM_QUERIES, RIDGES, SEED
 from common.foundations.seeds import make_generator
 from common.gradients.gram import gram_of_columns
+from common.sketches.basis import basis_of_samples
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
-from common.sketches.geometry import Geometry, build_geometry
+from common.sketches.geometry import Geometry, ScoredVectors
 from common.sketches.influence import sketched_self_influence
 
 Result = TypeVar("Result")
@@ -62,8 +63,8 @@ def _timed_geometry(n: int, d: int) -> tuple[Geometry, float]:
     columns *= torch.arange(1, d + 1)[:, None] ** -0.75
     norms = columns.double().norm(dim=0)
     columns /= norms
-    queries = torch.arange(min(NUM_QUERIES, n))
-    return _fastest(lambda: build_geometry(gram_of_columns(columns), norms, n, queries))
+    scored = ScoredVectors(torch.arange(min(NUM_QUERIES, n)))
+    return _fastest(lambda: basis_of_samples(gram_of_columns(columns), norms, n).geometry(scored))
 
 
 def _sketch_seconds(geometry: Geometry, m: int) -> float:

@@ -20,8 +20,9 @@ from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.gradients.layer_gradients import LayerwiseGradients
 from common.gradients.layer_layout import layer_layout
 from common.gradients.planning import compute_by_layers, compute_by_vmap
+from common.sketches.basis import basis_of_samples
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
-from common.sketches.geometry import build_geometry
+from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import exact_self_influence, problem_from_projection, sketched_self_influence
 from common.workloads.benchmark import GROUP_SIZE, load_trained_model, random_half
 from common.workloads.pairs import load_workload
@@ -137,7 +138,8 @@ def _prepared(benchmark_dir: Path, num_train: int):
     workload = load_workload("mnist", "mlp", num_train)
     gradients = RecomputedGradients(LayerwiseGradients(model, workload.loss, workload.train))
     queries = torch.arange(min(NUM_QUERIES, num_train))
-    geometry = build_geometry(gradients.unit_gram(), gradients.norms, num_train, queries)
+    basis = basis_of_samples(gradients.unit_gram(), gradients.norms, num_train)
+    geometry = basis.geometry(ScoredVectors(queries))
     exact = [exact_self_influence(geometry.eigenvalues, geometry.queries, ridge) for ridge in RIDGES]
     return workload, model, geometry, exact
 
@@ -171,7 +173,9 @@ def _dattri(workload, model, geometry, ms) -> Measured:
         memory, start = _Memory(), time.perf_counter()
         projector = BasicProjector(unit.shape[1], m, SEED, ProjectionType.normal, torch.device("cpu"))
         projected = projector.project(unit, ensemble_id=0).T
-        problem = problem_from_projection(projected, geometry.norms, geometry.num_train, geometry.query_weights())
+        problem = problem_from_projection(
+            projected, geometry.norms, geometry.num_train, geometry.scored.weights(geometry.norms)
+        )
         scores = [sketched_self_influence(problem, ridge) for ridge in RIDGES]
         yield m, time.perf_counter() - start, scores, memory.bytes()
         del projector, projected, problem
@@ -180,7 +184,8 @@ def _dattri(workload, model, geometry, ms) -> Measured:
 def _stored_matrix(workload, model, geometry, ms) -> Measured:
     """A stored m x d matrix, and a fresh solve for every λ."""
     gradients = _all_gradients(workload, model)
-    queries = gradients[geometry.query_rows] / geometry.norms[geometry.query_rows, None].float()
+    rows = geometry.scored.query_rows
+    queries = gradients[rows] / geometry.norms[rows, None].float()
     for m in ms:
         memory, start = _Memory(), time.perf_counter()
         matrix = torch.randn(m, gradients.shape[1], generator=make_generator("cpu", SEED, m)).div_(m**0.5)

@@ -24,6 +24,10 @@ class DenseGradients:
         for start in range(0, self.num_columns, self.width):
             yield start, self.unit[:, start : start + self.width].float()
 
+    def unit_rows(self):
+        for start in range(0, self.num_rows, 7):
+            yield start, self.unit[start : start + 7]
+
     def unit_gram(self) -> Tensor:
         return self.unit @ self.unit.T
 

@@ -9,7 +9,7 @@ import pandas as pd
 from common.experiments import error_sweep, rounding
 from common.experiments.cells import Cells
 from common.experiments.options import BoundsOptions, GradientOptions, SharedOptions
-from common.experiments.preparation import Prepared, make_sketcher, sjlt_columns
+from common.experiments.preparation import Prepared, make_sketcher
 from common.experiments.run import Run, bad_values
 from common.experiments.units import UnitLog, measure_missing
 from common.foundations.errors import UserError
@@ -36,10 +36,9 @@ def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
     if not kept:
         raise UserError(f"{limit} leaves no λ: the largest d_λ is {max(prepared.effective_dimensions):.3g}")
     run.record(ridges=[ridge for ridge, _ in kept])
-    columns = sjlt_columns(options.shared.sketches, run, prepared)
     ridges, dimensions = map(list, zip(*kept, strict=True))
     correction = options.shared.grid.ridge_correction
-    return Cells(prepared.spectrum, prepared.ms, ridges, dimensions, correction, columns)
+    return Cells(prepared.spectrum, prepared.ms, ridges, dimensions, correction, prepared.sjlt_columns)
 
 
 def write_spectrum(run: Run, prepared: Prepared, query_kind: str) -> None:
@@ -65,7 +64,7 @@ def record_rounding(options: GradientOptions, run: Run, prepared: Prepared, cell
 def sweep(options: SharedOptions, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:
     """Return one row a (trial, m, λ), those of an interrupted run included."""
     geometry, sketches = prepared.geometry, options.sketches
-    sketcher = make_sketcher(sketches, prepared, geometry.query_weights(), cells.smallest_ridge())
+    sketcher = make_sketcher(sketches, prepared, cells.smallest_ridge())
     exact_scores = error_sweep.exact_scores(cells, geometry)
     log = UnitLog(run.folder, run.identity(), options.fresh)
     measure = functools.partial(error_sweep.measure, cells=cells, geometry=geometry, exact_scores=exact_scores)

@@ -6,13 +6,12 @@ import dataclasses
 import functools
 
 import pandas as pd
-from torch import Tensor
 
 from common.experiments import lds_sweep
 from common.experiments.cells import Cells
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions
-from common.experiments.preparation import Prepared, make_sketcher, sjlt_columns
+from common.experiments.preparation import Prepared, make_sketcher
 from common.experiments.run import Run, bad_values
 from common.experiments.selection import Selection, recommendation
 from common.experiments.units import UnitLog, measure_missing
@@ -20,11 +19,8 @@ from common.foundations.errors import UserError
 from common.workloads.benchmark import load_ground_truth
 
 
-def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> tuple[LdsTask, Tensor]:
-    """Split the queries into those that select and those that only judge.
-
-    Return the task, and the (S + k, N) weights of the vectors to sketch.
-    """
+def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> LdsTask:
+    """Return what attribution has to predict, the queries split into those that select and those that only judge."""
     shared = options.shared
     with run.phase("ground truth"):
         folder = shared.workload.benchmark_dir
@@ -37,18 +33,15 @@ def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> tuple[
             f"{num_queries - num_val} to judge; both must be at least 1"
         )
     run.record(num_val_queries=num_val, num_test_queries=num_queries - num_val, ridges=prepared.ridges)
-    columns = sjlt_columns(shared.sketches, run, prepared)
     d_lambda, correction = prepared.effective_dimensions, shared.grid.ridge_correction
-    cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, columns)
+    cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, prepared.sjlt_columns)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, shared.queries.seed)
 
 
-def sweep(
-    options: SharedOptions, run: Run, prepared: Prepared, task: LdsTask, vectors: Tensor, ms: list[int]
-) -> pd.DataFrame:
+def sweep(options: SharedOptions, run: Run, prepared: Prepared, task: LdsTask, ms: list[int]) -> pd.DataFrame:
     """Return one row a (trial, m, λ), those of an interrupted run included."""
     cells = dataclasses.replace(task.cells, ms=ms)
-    sketcher = make_sketcher(options.sketches, prepared, vectors, cells.smallest_ridge())
+    sketcher = make_sketcher(options.sketches, prepared, cells.smallest_ridge())
     log = UnitLog(run.folder, run.identity(), options.fresh)
     measure = functools.partial(lds_sweep.measure, task=task)
     with run.phase("sketches"):

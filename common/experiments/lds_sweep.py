@@ -30,9 +30,7 @@ class LdsTask:
     """What attribution has to predict: the losses of the queries after training on each subset."""
 
     geometry: Geometry
-    """Coordinates of all gradients."""
-    subset_sums: Tensor
-    """(S, r) coordinates of the sums of the training gradients of each subset."""
+    """Coordinates of the queries, and of the sums of the training gradients of each subset."""
     loss_ranks: Tensor
     """(S, k) ranks of the losses, see metrics.unit_ranks."""
     losses: Tensor
@@ -57,24 +55,21 @@ def make_task(
     cells: Cells,
     num_val: int,
     seed: int,
-) -> tuple[LdsTask, Tensor]:
-    """Return the task, and the (S + k, N) weights of the vectors to sketch: subset sums, then queries.
+) -> LdsTask:
+    """Return the task; the subsets behind `truth` are those whose sums the geometry holds.
 
     `query_samples` are the queries' indices in the test set; `num_val` of them, drawn at random, select λ and m.
     """
-    weights = geometry.subset_weights(truth.subset_indices)
     losses = truth.losses[:, query_samples].double()
     order = torch.randperm(len(query_samples), generator=make_generator("cpu", seed, SPLIT_STREAM))
-    task = LdsTask(
+    return LdsTask(
         geometry=geometry,
-        subset_sums=weights @ geometry.rows,
         loss_ranks=unit_ranks(losses),
         losses=losses,
         groups={"val": order[:num_val].sort().values, "test": order[num_val:].sort().values},
         cells=cells,
         seed=seed,
     )
-    return task, torch.cat([weights, geometry.query_weights().to_dense()])
 
 
 def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:
@@ -94,7 +89,7 @@ def exact_rows(task: LdsTask) -> pd.DataFrame:
     """Return one row a λ with m = inf: the LDS of every query without a sketch."""
     rows = []
     for ridge in task.cells.ridges:
-        scores = exact_influence(task.geometry.eigenvalues, task.subset_sums, task.geometry.queries, ridge)
+        scores = exact_influence(task.geometry.eigenvalues, task.geometry.subset_sums, task.geometry.queries, ridge)
         per_query = lds_per_query(scores, task.loss_ranks).tolist()
         rows.append({"trial": 0, "m": math.inf, "lambda": ridge, "per_query": per_query})
     return pd.DataFrame(rows)
@@ -140,7 +135,7 @@ def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
     for corrected in (False, True) if task.cells.ridge_correction else (False,):
         prediction = predict_lds(
             task.cells.spectrum,
-            task.subset_sums,
+            task.geometry.subset_sums,
             task.geometry.queries,
             task.losses,
             ms,

@@ -18,13 +18,14 @@ from common.foundations.tensor_files import fingerprint
 from common.gradients.checks import check_gradients
 from common.gradients.kept_rows import Gradients
 from common.gradients.planning import DTYPES, GradientPlan, plan_gradients
+from common.sketches.basis import Basis, build_basis
 from common.sketches.cache import Cache
-from common.sketches.geometry import RESOLUTION, Geometry, build_geometry, resolved_ridge
+from common.sketches.geometry import RESOLUTION, Geometry, ScoredVectors, resolved_ridge
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.column_sample import ColumnSample
 from common.theory.spectrum import ExactSpectrum, effective_dimension
-from common.workloads.benchmark import TrainedModel, check_ground_truth, load_trained_model
+from common.workloads.benchmark import TrainedModel, check_ground_truth, load_trained_model, subset_indices
 from common.workloads.pairs import load_workload
 from common.workloads.published import load_published_benchmark
 from common.workloads.records import Dataset, Workload
@@ -63,7 +64,7 @@ class Prepared:
     gradients: LazyGradients
     """All rows: training samples, then test queries if there are any."""
     geometry: Geometry
-    """Coordinates of all rows, eigenvalues of F."""
+    """Eigenvalues of F, coordinates of what is scored."""
     spectrum: ExactSpectrum
     """F as theory sees it."""
     query_samples: Tensor
@@ -78,6 +79,8 @@ class Prepared:
     """λ asked for that are below rounding, see geometry.resolved_ridge."""
     effective_dimensions: list[float]
     """d_λ for every λ."""
+    sjlt_columns: ColumnSample | None
+    """What the closed form of an SJLT with one entry a column needs besides the spectrum."""
 
     def rows(self) -> Gradients:
         """Return the gradients, whose lengths the geometry knows: recomputed ones then need no Gram matrix again."""
@@ -90,7 +93,8 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
     Args:
         options: what is asked for.
         run: where to record.
-        num_subsets: subset models that a ground truth will be needed of, if any.
+        num_subsets: subset models that a ground truth will be needed of, if any: the summed gradients of their
+            training samples are scored too.
 
     Raises:
         UserError: see the functions called.
@@ -117,7 +121,15 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         )
         cache = Cache(wanted.cache_dir, plan, trained.fingerprint, choice.file)
     gradients = LazyGradients(run, cache)
-    geometry = _find_geometry(run, cache, gradients, query_rows)
+    basis = _find_basis(run, cache, gradients)
+    with run.phase("geometry"):
+        subsets = None if num_subsets is None else subset_indices(workload, num_subsets)
+        geometry = basis.geometry(ScoredVectors(query_rows, subsets), lambda: gradients.get(basis.norms))
+    columns = None
+    if options.sketches.proj_type == "sjlt" and options.sketches.sparsity == 1:
+        rows = gradients.get(basis.norms)
+        with run.phase("column sample"):
+            columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
     ridges, ridges_left_out = _resolved_ridges(options.grid.ridges(), geometry)
     spectrum = ExactSpectrum(geometry.eigenvalues)
     d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
@@ -152,26 +164,19 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         ridges=ridges,
         ridges_left_out=ridges_left_out,
         effective_dimensions=d_lambda,
+        sjlt_columns=columns,
     )
 
 
 def make_sketcher(
-    options: SketchOptions, prepared: Prepared, vectors: Tensor, smallest_ridge: float
+    options: SketchOptions, prepared: Prepared, smallest_ridge: float
 ) -> CoordinateSketcher | ExplicitSketcher:
-    """Return the sketcher asked for; `vectors` (v, N) weigh the unit rows, see common/sketches/sketchers.py."""
+    """Return the sketcher asked for, of the vectors that the geometry holds."""
     if options.of_coordinates:
-        return CoordinateSketcher(prepared.geometry, vectors, smallest_ridge, options.seed)
+        return CoordinateSketcher(prepared.geometry, smallest_ridge, options.seed)
+    vectors = prepared.geometry.scored.weights(prepared.geometry.norms)
     projector = make_projector(options.proj_type, options.seed, options.sparsity)
     return ExplicitSketcher(prepared.rows(), projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
-
-
-def sjlt_columns(options: SketchOptions, run: Run, prepared: Prepared) -> ColumnSample | None:
-    """Return what the closed form of an SJLT with one entry a column needs besides the spectrum; else None."""
-    if options.proj_type != "sjlt" or options.sparsity != 1:
-        return None
-    gradients = prepared.rows()
-    with run.phase("column sample"):
-        return sample_columns(gradients, prepared.geometry, options.seed)
 
 
 def _load_model(
@@ -211,20 +216,19 @@ def _load_workload(choice: WorkloadChoice) -> Workload:
     return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {choice.epochs}")
 
 
-def _find_geometry(run: Run, cache: Cache, gradients: LazyGradients, query_rows: Tensor) -> Geometry:
-    """Return the geometry of an earlier run, or build and keep it."""
+def _find_basis(run: Run, cache: Cache, gradients: LazyGradients) -> Basis:
+    """Return the basis of an earlier run, or build and keep it."""
     with cache.geometry_lock() as usable:
         with run.phase("geometry"):
-            geometry = cache.read_geometry(query_rows) if usable else None
-        run.record(geometry_from_cache=geometry is not None, gradients_from_cache=None)
-        if geometry is None:
+            basis = cache.read_basis() if usable else None
+        run.record(geometry_from_cache=basis is not None, gradients_from_cache=None)
+        if basis is None:
             rows = gradients.get()
             with run.phase("geometry"):
-                num_train = len(cache.plan.parts[0][1])
-                geometry = build_geometry(rows.unit_gram(), rows.norms, num_train, query_rows)
+                basis = build_basis(rows, len(cache.plan.parts[0][1]))
                 if usable:
-                    cache.keep_geometry(geometry)
-    return geometry
+                    cache.keep_basis(basis)
+    return basis
 
 
 def _data(workload: Workload) -> list[Tensor]:

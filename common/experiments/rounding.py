@@ -9,7 +9,8 @@ from common.experiments.metrics import error_statistics
 from common.gradients.kept_rows import RecomputedGradients
 from common.gradients.layer_gradients import LayerwiseGradients
 from common.gradients.planning import GradientPlan
-from common.sketches.geometry import Geometry, build_geometry
+from common.sketches.basis import build_basis
+from common.sketches.geometry import Geometry
 from common.sketches.influence import exact_self_influence
 
 NOTICEABLE = 0.01
@@ -35,7 +36,8 @@ def rounding_effect(plan: GradientPlan, geometry: Geometry, ridges: Sequence[flo
     unrounded = RecomputedGradients(
         LayerwiseGradients(plan.model, plan.workload.loss, plan.examples, plan.batch_size, layout=plan.layout)
     )
-    reference = build_geometry(unrounded.unit_gram(), unrounded.norms, geometry.num_train, geometry.query_rows)
+    basis = build_basis(unrounded, geometry.num_train)
+    reference = basis.geometry(geometry.scored, lambda: unrounded)
     return [_row(geometry, reference, ridge) for ridge in ridges]
 
 

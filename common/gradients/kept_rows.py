@@ -20,6 +20,7 @@ from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_gradients import LayerwiseGradients
 
 BLOCK_BYTES = 2**26
+ROWS_BYTES = 2**27
 
 
 class Gradients(Protocol):
@@ -34,6 +35,9 @@ class Gradients(Protocol):
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+
+    def unit_rows(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""
 
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length."""
@@ -78,6 +82,14 @@ class StoredGradients:
             block = self._rows.read(start, min(start + width, self.num_columns)).to(self.device)
             yield start, block.float() / self.num_columns**0.5
 
+    def unit_rows(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""
+        size = rows_a_batch(self.num_columns)
+        for start in range(0, self.num_rows, size):
+            rows = self._rows.read_rows(start, min(start + size, self.num_rows)).to(self.device).double()
+            # storage rounds, so stored rows have unit length only to about the precision of their dtype
+            yield start, rows * _inverse(rows.norm(dim=1))[:, None]
+
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
         gram = torch.zeros(self.num_rows, self.num_rows, dtype=torch.float64, device=self.device)
@@ -93,13 +105,20 @@ class StoredGradients:
 class RecomputedGradients:
     """Gradients that are never stored: every use recomputes them layer by layer.
 
-    Their lengths come with the Gram matrix, which is computed at once where `norms` are not given.
+    Where `norms` are not given, they come with the Gram matrix, which is computed at once; for d < N, where nobody
+    needs that matrix, from a pass over the rows.
     """
 
     def __init__(self, layerwise: LayerwiseGradients, norms: Tensor | None = None):
         self._layerwise = layerwise
         self.num_rows, self.num_columns = layerwise.num_rows, layerwise.dim
-        self._gram, self.norms = layerwise.gram() if norms is None else (None, norms)
+        self._gram: Tensor | None = None
+        if norms is not None:
+            self.norms = norms
+        elif self.num_columns < self.num_rows:
+            self.norms = torch.cat([rows.norm(dim=1) for _, rows in self._rows()])
+        else:
+            self._gram, self.norms = layerwise.gram()
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
@@ -107,6 +126,14 @@ class RecomputedGradients:
         for start, block in self._layerwise.column_blocks(BLOCK_BYTES):
             # scaled in float64: 1e-40 may be an entry of a gradient, but not of a float32 product
             yield start, (block.double() * scale).float()
+
+    def unit_rows(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""
+        for start, rows in self._rows():
+            yield start, rows * _inverse(rows.norm(dim=1))[:, None]
+
+    def _rows(self) -> Iterator[tuple[int, Tensor]]:
+        return self._layerwise.row_batches(rows_a_batch(self.num_columns))
 
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
@@ -122,6 +149,9 @@ class _RamRows:
 
     def read(self, start: int, stop: int) -> Tensor:
         return self._storage[:, start:stop]
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self._storage[start:stop]
 
 
 class _FileRows:
@@ -146,6 +176,22 @@ class _FileRows:
             if os.preadv(self._file.fileno(), [row], offset) != row.nbytes:
                 raise OSError(f"{self._file.name} ends early")
         return block
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        rows = torch.empty(stop - start, self._shape[1], dtype=self._dtype)
+        buffer = rows.view(torch.uint8).numpy().reshape(-1)
+        offset, done = start * self._shape[1] * self._dtype.itemsize, 0
+        while done < buffer.nbytes:
+            got = os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
+            if got == 0:
+                raise OSError(f"{self._file.name} ends early")
+            done += got
+        return rows
+
+
+def rows_a_batch(num_columns: int) -> int:
+    """Return how many float64 rows make a batch: enough for products of d x d matrices to be worth their traffic."""
+    return max(1, ROWS_BYTES // (8 * num_columns))
 
 
 def _inverse(norms: Tensor) -> Tensor:

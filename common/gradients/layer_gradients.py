@@ -11,14 +11,13 @@ Flat order of the d columns: trainable parameters in `model.named_parameters()` 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from common.foundations.progress import progress_bar
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Capture, LayerLayout, Loss, capture_layers
@@ -28,6 +27,7 @@ from common.gradients.layer_products import (
     empty_like,
     fill,
     grams_are_cheaper,
+    in_float64,
     matrix_shape,
     select_rows,
     split_rows,
@@ -160,6 +160,30 @@ class LayerwiseGradients:
         for piece, captures in self._sweep():
             yield from self._blocks(piece, captures, max_bytes)
 
+    def row_batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, (b, d) float64 gradients) over all samples, `size` rows at a time.
+
+        Inputs and errors have the model's dtype, their products and sums are float64.
+        """
+        device = _dtype_and_device(self._model)[1]
+        for first in progress_bar("gradients, row by row", range(0, self.num_rows, size), unit="batch"):
+            batch = torch.empty(min(size, self.num_rows - first), self.dim, dtype=torch.float64, device=device)
+            for start in range(0, len(batch), self._batch_size):
+                part = batch[start : start + self._batch_size]
+                captures = self._capture(slice(first + start, first + start + len(part)), None)
+                self._write_exact(captures, part)
+            yield first, batch
+
+    def _write_exact(self, captures: dict[str, list[Capture]], out: Tensor) -> None:
+        start = 0
+        for name, parameter in self._parameters.items():
+            rows, cols = matrix_shape(parameter)
+            exact = [in_float64(capture) for capture in captures.get(name, [])]
+            products = out.new_empty(len(out), rows * cols)
+            write_products(exact, slice(0, rows), cols, products)
+            out[:, start : start + rows * cols] = products
+            start += rows * cols
+
     def _probe(self) -> tuple[dict[str, list[Capture]], int]:
         """Return the captures of one sample, and the bytes that its backward pass needs for activations and errors."""
         saved = {}
@@ -207,7 +231,7 @@ class LayerwiseGradients:
         kept: list[list[Capture]] = [[] for _ in pieces]
         wanted = {piece.name for piece in pieces}
         starts = range(0, self.num_rows, self._batch_size)
-        for start in tqdm(starts, desc=title, unit="batch", file=sys.stderr, disable=None, leave=False):
+        for start in progress_bar(title, starts, unit="batch"):
             samples = slice(start, min(start + self._batch_size, self.num_rows))
             captures = self._capture(samples, wanted)
             for store, piece in zip(kept, pieces, strict=True):

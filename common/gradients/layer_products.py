@@ -98,6 +98,14 @@ def select_rows(capture: Capture, rows: slice) -> Capture:
     return replace(capture, errors=capture.errors[:, rows])
 
 
+def in_float64(capture: Capture) -> Capture:
+    """Return the capture with inputs and errors in float64; looked-up indices stay as they are."""
+    inputs = capture.inputs
+    if inputs is not None and capture.kind != "lookup":
+        inputs = inputs.double()
+    return replace(capture, inputs=inputs, errors=capture.errors.double())
+
+
 def empty_like(capture: Capture, samples: int) -> Capture:
     """Return a capture of the same kind with uninitialised room for `samples` samples."""
     return replace(

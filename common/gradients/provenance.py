@@ -84,5 +84,5 @@ def _code_fingerprint() -> str:
     """Return the sha256 (hex) of the source files that compute and keep gradients and geometry."""
     here = Path(__file__).parent
     sketches = here.parent / "sketches"
-    sources = [*sorted(here.glob("*.py")), sketches / "geometry.py", sketches / "cache.py"]
+    sources = [*sorted(here.glob("*.py")), sketches / "basis.py", sketches / "geometry.py", sketches / "cache.py"]
     return hashlib.sha256(" ".join(storage.file_checksum(path) for path in sources).encode()).hexdigest()

@@ -25,7 +25,7 @@ from common.foundations.errors import UserError
 from common.gradients.kept_rows import Gradients, StoredGradients
 from common.gradients.planning import GradientPlan, compute_gradients, fill, gigabytes
 from common.gradients.provenance import describe, key
-from common.sketches.geometry import Geometry
+from common.sketches.basis import Basis, ParameterBasis, SampleBasis
 
 
 class Cache:
@@ -55,23 +55,24 @@ class Cache:
                 self._say_not_kept(refusal)
             yield usable
 
-    def read_geometry(self, query_rows: Tensor) -> Geometry | None:
-        """Return the geometry with (k,) int64 `query_rows` as its queries; None where there is none to be trusted."""
+    def read_basis(self) -> Basis | None:
+        """Return the basis that an earlier run has left; None where there is none to be trusted."""
         if not storage.reusable(self._geometry_folder / "manifest.json", self.made_by):
             return None
         print(f"geometry: from {self._geometry_folder}")
         stored = tensor_files.read_tensors(self._geometry_folder / "geometry.pt")
-        eigenvalues, rows, norms = (stored[name].to(self.plan.device) for name in ("eigenvalues", "rows", "norms"))
-        num_train = len(self.plan.parts[0][1])
-        return Geometry(eigenvalues, int(stored["rank"]), rows, norms, num_train, query_rows.to(self.plan.device))
+        rank, num_train = int(stored.pop("rank")), len(self.plan.parts[0][1])
+        tensors = {name: tensor.to(self.plan.device) for name, tensor in stored.items()}
+        kind = SampleBasis if "rows" in tensors else ParameterBasis
+        return kind(**tensors, rank=rank, num_train=num_train)
 
-    def keep_geometry(self, geometry: Geometry) -> None:
-        """Keep a geometry for later runs; where that is refused, say so in one line and go on."""
+    def keep_basis(self, basis: Basis) -> None:
+        """Keep a basis for later runs; where that is refused, say so in one line and go on."""
         path = self._geometry_folder / "geometry.pt"
-        tensors = {name: getattr(geometry, name).cpu() for name in ("eigenvalues", "rows", "norms")}
+        tensors = {name: tensor.cpu() for name, tensor in basis.tensors().items()}
         try:
             with _renewed(self._geometry_folder / "manifest.json", self.made_by, [path]):
-                tensor_files.write_tensors(path, {**tensors, "rank": torch.tensor(geometry.rank)})
+                tensor_files.write_tensors(path, tensors)
             size = path.stat().st_size
         except (UserError, OSError) as error:
             self._say_not_kept(error)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from common.gradients.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle
+from common.sketches.basis import coordinates
 from common.sketches.cholesky import factor_with_ridge, whiten
-from common.sketches.geometry import coordinates, resolved_ridge
+from common.sketches.geometry import resolved_ridge
 
 # Small eigenvalues of F may change a score by this much, relatively: at most this multiple of λ, they are left out of
 # PFPᵀ; at most √(half of it) λ, they are eliminated to first order, where what is left out is twice their square.

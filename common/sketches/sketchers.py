@@ -23,9 +23,7 @@ class CoordinateSketcher:
     """Gaussian sketches of the coordinates, exact in law."""
 
     geometry: Geometry
-    """Coordinates and eigenvalues."""
-    vectors: Tensor
-    """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
+    """Eigenvalues, and coordinates of the vectors to score."""
     smallest_ridge: float
     """Smallest λ that problems will be solved with."""
     seed: int
@@ -33,8 +31,8 @@ class CoordinateSketcher:
 
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
         """Yield (m, problem) of one trial for every m of `ms`."""
-        vectors = self.vectors @ self.geometry.rows
-        sketch = GaussianCoordinateSketch(self.geometry.eigenvalues, vectors, self.smallest_ridge, self.seed, trial)
+        known = self.geometry
+        sketch = GaussianCoordinateSketch(known.eigenvalues, known.vectors, self.smallest_ridge, self.seed, trial)
         for m in ms:
             yield m, sketch.problem(m)
 

@@ -141,6 +141,13 @@ def check_ground_truth(workload: Workload, num_subsets: int) -> None:
         )
 
 
+def subset_indices(workload: Workload, num_subsets: int) -> Tensor:
+    """Return the (S, h) int64 training samples of each subset behind the ground truth, before any model is trained."""
+    if workload.ground_truth is not None:
+        return workload.ground_truth.subset_indices[:num_subsets]
+    return torch.stack([random_half(len(workload.train), s) for s in range(num_subsets)])
+
+
 def random_half(num_train: int, s: int) -> Tensor:
     """Return the (num_train // 2,) int64 training samples of subset s, ascending, drawn without replacement."""
     generator = torch.Generator().manual_seed(derive_seed(SEED, s, _SUBSET))

@@ -41,7 +41,7 @@ def test_growth_is_measured_along_each_axis_with_the_other_sizes_fixed(monkeypat
 def test_the_geometry_that_is_timed_has_a_power_law_spectrum_and_full_rank():
     geometry, _ = bench_growth._timed_geometry(30, 2000)
     assert geometry.rank == 30
-    torch.testing.assert_close(geometry.rows.norm(dim=1), torch.ones(30, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(geometry.vectors.norm(dim=1), torch.ones(30, dtype=torch.float64), rtol=0, atol=1e-6)
     assert geometry.eigenvalues[0] / geometry.eigenvalues[-1] > 10
 
 

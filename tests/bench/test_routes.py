@@ -12,9 +12,9 @@ from bench.routes import ROUTES, STEPS, measure_noise, run_route
 from common.foundations.errors import UserError
 from common.gradients.kept_rows import RecomputedGradients
 from common.gradients.layer_gradients import LayerwiseGradients
-from common.sketches.geometry import build_geometry
 from common.sketches.influence import exact_self_influence
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import dropout_perceptron, tiny_workload
 
@@ -29,7 +29,7 @@ def task():
     torch.manual_seed(0)
     workload, model = tiny_workload(), dropout_perceptron().eval()
     gradients = RecomputedGradients(LayerwiseGradients(model, workload.loss, workload.train))
-    geometry = build_geometry(gradients.unit_gram(), gradients.norms, len(workload.train), torch.arange(10))
+    geometry = geometry_from(gradients, len(workload.train), torch.arange(10))
     exact = [exact_self_influence(geometry.eigenvalues, geometry.queries, ridge) for ridge in bench_routes.RIDGES]
     return workload, model, geometry, exact
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from common.experiments.cells import Cells
-from common.sketches.geometry import build_geometry
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients
 
 RIDGES = [1e-4, 1e-2, 1.0]
@@ -18,7 +18,7 @@ RIDGES = [1e-4, 1e-2, 1.0]
 def geometry():
     train = reference.gradients_with_spectrum(torch.logspace(1, -4, 40, dtype=torch.float64), 40, 120, seed=1)
     gradients = DenseGradients(train)
-    return build_geometry(gradients.unit_gram(), gradients.norms, 40, torch.arange(8))
+    return geometry_from(gradients, 40, torch.arange(8))
 
 
 def make_cells(geometry, ms, ridge_correction):

@@ -7,7 +7,8 @@ import torch
 
 from common.experiments.column_sample import NUM_SAMPLED, sample_columns
 from common.gradients.kept_rows import StoredGradients
-from common.sketches.geometry import build_geometry
+from common.sketches.basis import build_basis
+from common.sketches.geometry import ScoredVectors
 from common.theory.column_sample import LOG_WIDTH, group
 from tests.reference import generator
 
@@ -22,14 +23,15 @@ def prepared(d: int, rank: int = N):
     rows[:, : d // 2] *= 0.01  # so that columns differ
     stored = StoredGradients(N + K, d, "cpu", torch.float32, torch.device("cpu"))
     stored.write(0, rows)
-    return rows, stored, build_geometry(stored.unit_gram(), stored.norms, N, torch.arange(N, N + K))
+    basis = build_basis(stored, N)
+    return rows, stored, basis, basis.geometry(ScoredVectors(torch.arange(N, N + K)), lambda: stored)
 
 
 @pytest.mark.parametrize("rank", [N, 7])
 def test_energies_are_the_squared_entries_of_the_eigenvectors(rank):
     d = 60
-    rows, stored, geometry = prepared(d, rank)
-    sample = sample_columns(stored, geometry, seed=0)
+    rows, stored, basis, geometry = prepared(d, rank)
+    sample = sample_columns(stored, basis, geometry.queries, seed=0)
     assert sample.num_columns == d
     _, values, eigenvectors = torch.linalg.svd(rows[:N], full_matrices=False)
     assert geometry.rank == rank
@@ -57,13 +59,13 @@ def test_groups_keep_sums_and_hold_eigenvalues_within_their_width():
 
 
 def test_of_many_columns_the_same_random_ones_are_read_for_one_seed():
-    _, stored, geometry = prepared(3 * NUM_SAMPLED)
-    first, again, other = (sample_columns(stored, geometry, seed).energies for seed in (1, 1, 2))
+    _, stored, basis, geometry = prepared(3 * NUM_SAMPLED)
+    first, again, other = (sample_columns(stored, basis, geometry.queries, seed).energies for seed in (1, 1, 2))
     assert len(first) == NUM_SAMPLED
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert not torch.equal(first, other)
     # all columns of an eigenvector together have energy 1: the mean is the number of directions over d. 5 standard
     # errors allow one false alarm in a million
     total = first.sum(1)
-    expected = geometry.rows.shape[1] / (3 * NUM_SAMPLED)
+    expected = geometry.vectors.shape[1] / (3 * NUM_SAMPLED)
     assert (total.mean() - expected).abs() < 5 * total.std() / NUM_SAMPLED**0.5

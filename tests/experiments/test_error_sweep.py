@@ -20,12 +20,12 @@ from common.experiments.error_sweep import (
 )
 from common.experiments.trial_noise import pooled_quantile_noise
 from common.experiments.units import UnitLog
-from common.sketches.geometry import build_geometry
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients, normal, projection_matrix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 N_TRAIN, D, RIDGES = 40, 120, [1e-4, 1e-2, 1.0]
 
 
-def toy(num_queries=8, zero_query=False):
-    """Return training gradients, their store and geometry; the first rows are the queries."""
+def toy(num_queries=8, zero_query=False, query_rows=None):
+    """Return training gradients, their store and geometry; the first rows are the queries, or those named."""
     spectrum = torch.logspace(1, -4, N_TRAIN, dtype=torch.float64)
     train = reference.gradients_with_spectrum(spectrum, N_TRAIN, D, seed=1)
     if zero_query:
         train[2] = 0
     gradients = DenseGradients(train)
-    geometry = build_geometry(gradients.unit_gram(), gradients.norms, N_TRAIN, torch.arange(num_queries))
+    geometry = geometry_from(gradients, N_TRAIN, torch.arange(num_queries) if query_rows is None else query_rows)
     return train, gradients, geometry
 
 
@@ -65,7 +65,7 @@ def test_measured_errors_equal_those_of_the_dense_formula(m):
     train, gradients, geometry = toy()
     projector = make_projector("rademacher", 3)
     cells = make_cells(geometry, [m], ridge_correction=True)
-    sketcher = ExplicitSketcher(gradients, projector, N_TRAIN, geometry.query_weights(), max_m=m)
+    sketcher = ExplicitSketcher(gradients, projector, N_TRAIN, geometry.scored.weights(geometry.norms), max_m=m)
     ((_, problem),) = sketcher.problems(0, [m])
     P, queries = projection_matrix(projector, D, m, m, trial=0), gradients.unit[:8]
     for row in measured(problem, m, 0, cells, geometry):
@@ -91,7 +91,7 @@ def test_measured_errors_equal_those_of_the_dense_formula(m):
 def test_rows_carry_trial_m_lambda_and_the_number_of_queries():
     _, _, geometry = toy()
     cells = make_cells(geometry, [4, 8])
-    sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(), seed=0)
+    sketcher = CoordinateSketcher(geometry, cells.smallest_ridge(), seed=0)
     rows = [row for m, problem in sketcher.problems(2, [4, 8]) for row in measured(problem, m, 2, cells, geometry)]
     assert [(row["trial"], row["m"], row["lambda"]) for row in rows] == [(2, m, r) for m in (4, 8) for r in RIDGES]
     assert {row["num_queries"] for row in rows} == {8}
@@ -103,9 +103,8 @@ def test_a_query_without_gradient_is_counted_and_changes_no_other_number():
     kept = torch.tensor([0, 1, 3, 4, 5, 6, 7])
 
     def rows_for(queries):
-        weights = torch.eye(N_TRAIN, dtype=torch.float64)[queries]
-        chosen = build_geometry(geometry.rows @ geometry.rows.T, geometry.norms, N_TRAIN, queries)
-        sketcher = CoordinateSketcher(chosen, weights, min(RIDGES), seed=0)
+        _, _, chosen = toy(zero_query=True, query_rows=queries)
+        sketcher = CoordinateSketcher(chosen, min(RIDGES), seed=0)
         return [row for m, problem in sketcher.problems(0, [16]) for row in measured(problem, m, 0, cells, chosen)]
 
     for all_queries, without in zip(rows_for(torch.arange(8)), rows_for(kept), strict=True):
@@ -247,7 +246,7 @@ def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
     # 60 trials; the closed form is asymptotic, so a few percent remain
     _, _, geometry = toy(num_queries=N_TRAIN)
     cells = make_cells(geometry, [64, 256], ridge_correction=corrected)
-    sketcher = CoordinateSketcher(geometry, geometry.query_weights(), cells.smallest_ridge(), seed=0)
+    sketcher = CoordinateSketcher(geometry, cells.smallest_ridge(), seed=0)
     exact = exact_scores(cells, geometry)
     rows = [
         row

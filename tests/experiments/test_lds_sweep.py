@@ -11,13 +11,13 @@ from scipy.stats import spearmanr
 from common.experiments import lds_sweep
 from common.experiments.cells import Cells
 from common.experiments.selection import select
-from common.sketches.geometry import build_geometry
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from common.workloads.records import GroundTruth
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients, generator, normal, projection_matrix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ def gradients(train, queries):
 def make_task(gradients, truth, ms, ridges=None, ridge_correction=False, seed=0):
     ridges = ridges or RIDGES
     rows = torch.arange(N_TRAIN, N_TRAIN + N_QUERIES)
-    geometry = build_geometry(gradients.unit_gram(), gradients.norms, N_TRAIN, rows)
+    geometry = geometry_from(gradients, N_TRAIN, rows, truth.subset_indices)
     spectrum = ExactSpectrum(geometry.eigenvalues)
     d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
     cells, samples = Cells(spectrum, ms, ridges, d_lambda, ridge_correction), torch.arange(0, 2 * N_QUERIES, 2)
@@ -73,8 +73,8 @@ def spearman(scores, truth):
     return [spearmanr(-scores[:, i], losses[:, i]).statistic for i in range(N_QUERIES)]
 
 
-def units_of(task, vectors, ms, trials=3):
-    sketcher = CoordinateSketcher(task.geometry, vectors, task.cells.smallest_ridge(), seed=0)
+def units_of(task, ms, trials=3):
+    sketcher = CoordinateSketcher(task.geometry, task.cells.smallest_ridge(), seed=0)
     return pd.DataFrame(
         row
         for trial in range(trials)
@@ -87,21 +87,22 @@ def units_of(task, vectors, ms, trials=3):
 
 
 def test_every_query_either_selects_or_judges_and_the_seed_says_which(gradients, truth):
-    task, _ = make_task(gradients, truth, [8])
+    task = make_task(gradients, truth, [8])
     assert [len(task.groups[name]) for name in ("val", "test")] == [5, 7]
     assert sorted(torch.cat(list(task.groups.values())).tolist()) == list(range(N_QUERIES))
-    assert torch.equal(task.groups["val"], make_task(gradients, truth, [8])[0].groups["val"])
-    others = [make_task(gradients, truth, [8], seed=seed)[0].groups["val"].tolist() for seed in range(1, 6)]
+    assert torch.equal(task.groups["val"], make_task(gradients, truth, [8]).groups["val"])
+    others = [make_task(gradients, truth, [8], seed=seed).groups["val"].tolist() for seed in range(1, 6)]
     assert any(other != task.groups["val"].tolist() for other in others)
 
 
 def test_the_vectors_to_sketch_are_the_sums_of_the_actual_gradients_then_the_unit_queries(
     gradients, truth, train, queries
 ):
-    task, weights = make_task(gradients, truth, [8])
+    task = make_task(gradients, truth, [8])
     unit = queries / queries.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(weights @ gradients.unit, torch.cat([subset_sums(train, truth), unit]))
-    torch.testing.assert_close(weights[:SUBSETS] @ task.geometry.rows, task.subset_sums)
+    expected = torch.cat([subset_sums(train, truth), unit])
+    torch.testing.assert_close(task.geometry.scored.weights(gradients.norms) @ gradients.unit, expected)
+    torch.testing.assert_close(task.geometry.vectors @ task.geometry.vectors.T, expected @ expected.T)
     torch.testing.assert_close(task.losses, truth.losses[:, ::2].double())
 
 
@@ -110,9 +111,10 @@ def test_the_vectors_to_sketch_are_the_sums_of_the_actual_gradients_then_the_uni
 
 @pytest.mark.parametrize("m", [8, 32, 64])
 def test_the_lds_of_a_sketch_is_scipys_rank_correlation_of_dense_scores(gradients, truth, train, m):
-    task, vectors = make_task(gradients, truth, [m], ridge_correction=True)
+    task = make_task(gradients, truth, [m], ridge_correction=True)
     projector = make_projector("rademacher", 3)
-    ((_, problem),) = ExplicitSketcher(gradients, projector, N_TRAIN, vectors, max_m=m).problems(1, [m])
+    weights = task.geometry.scored.weights(gradients.norms)
+    ((_, problem),) = ExplicitSketcher(gradients, projector, N_TRAIN, weights, max_m=m).problems(1, [m])
     P, sums = projection_matrix(projector, D, m, m, trial=1), subset_sums(train, truth)
     rows = lds_sweep.measure(problem, m, 1, task)
     assert [(row["trial"], row["m"], row["lambda"]) for row in rows] == [(1, m, ridge) for ridge in RIDGES]
@@ -129,7 +131,7 @@ def test_the_lds_of_a_sketch_is_scipys_rank_correlation_of_dense_scores(gradient
 
 
 def test_exact_rows_are_the_dense_scores_without_a_sketch(gradients, truth, train):
-    task, _ = make_task(gradients, truth, [8])
+    task = make_task(gradients, truth, [8])
     rows = lds_sweep.exact_rows(task)
     assert rows["m"].tolist() == [math.inf] * 3
     for _, row in rows.iterrows():
@@ -138,7 +140,7 @@ def test_exact_rows_are_the_dense_scores_without_a_sketch(gradients, truth, trai
 
 
 def test_a_ridge_below_rounding_makes_every_query_bad_and_is_no_exception(gradients, truth):
-    task, _ = make_task(gradients, truth, [2], ridges=[1e-300])
+    task = make_task(gradients, truth, [2], ridges=[1e-300])
     singular = torch.tensor([[1.0, 1.0], [1.0, 1.0 - 1e-15]], dtype=torch.float64)
     units = pd.DataFrame(lds_sweep.measure(SketchedProblem(singular, normal(0, SUBSETS + N_QUERIES, 2)), 2, 0, task))
     assert np.isnan(units["per_query"][0]).all()
@@ -151,8 +153,8 @@ def test_a_ridge_below_rounding_makes_every_query_bad_and_is_no_exception(gradie
 
 
 def test_trials_hold_the_mean_of_each_group_and_summaries_mean_and_deviation_over_trials(gradients, truth):
-    task, vectors = make_task(gradients, truth, [16, 64], ridge_correction=True)
-    units = units_of(task, vectors, [16, 64])
+    task = make_task(gradients, truth, [16, 64], ridge_correction=True)
+    units = units_of(task, [16, 64])
     trials, summary = lds_sweep.trial_table(units, task), lds_sweep.summarise(units, task)
     for name, group in task.groups.items():
         expected = [np.mean(np.array(per_query)[group.numpy()]) for per_query in units["per_query"]]
@@ -176,9 +178,9 @@ def test_trials_hold_the_mean_of_each_group_and_summaries_mean_and_deviation_ove
 def test_a_query_without_a_correlation_is_counted_and_left_out(gradients, truth):
     constant = truth.losses.clone()
     constant[:, 0] = 0.5
-    task, vectors = make_task(gradients, GroundTruth(truth.subset_indices, constant), [16])
-    whole, _ = make_task(gradients, truth, [16])
-    units, others = units_of(task, vectors, [16]), units_of(whole, vectors, [16])
+    task = make_task(gradients, GroundTruth(truth.subset_indices, constant), [16])
+    whole = make_task(gradients, truth, [16])
+    units, others = units_of(task, [16]), units_of(whole, [16])
     group = "val" if 0 in task.groups["val"] else "test"
     trials = lds_sweep.trial_table(units, task)
     assert trials[f"{group}_num_bad"].eq(1).all()
@@ -187,8 +189,8 @@ def test_a_query_without_a_correlation_is_counted_and_left_out(gradients, truth)
 
 
 def test_the_grid_for_the_choice_has_the_measured_numbers_of_its_own_m_in_order(gradients, truth):
-    task, vectors = make_task(gradients, truth, [16, 64])
-    units = units_of(task, vectors, [16, 23, 64])  # 23: a recommended point beside the grid
+    task = make_task(gradients, truth, [16, 64])
+    units = units_of(task, [16, 23, 64])  # 23: a recommended point beside the grid
     trials = lds_sweep.trial_table(units, task).sample(frac=1, random_state=0)
     exact = lds_sweep.summarise(lds_sweep.exact_rows(task), task)
     grid = lds_sweep.selection_grid(trials, exact, task)
@@ -202,8 +204,8 @@ def test_the_grid_for_the_choice_has_the_measured_numbers_of_its_own_m_in_order(
 
 def test_predictions_lie_within_the_noise_of_the_measurements(gradients, truth):
     """40 sketches: the mean LDS has a standard error of about 0.02; asymptotic in d_λ, so 0.03 are its own."""
-    task, vectors = make_task(gradients, truth, [32, 128], ridge_correction=True)
-    summary = lds_sweep.summarise(units_of(task, vectors, [32, 128], trials=40), task)
+    task = make_task(gradients, truth, [32, 128], ridge_correction=True)
+    summary = lds_sweep.summarise(units_of(task, [32, 128], trials=40), task)
     table = summary.merge(lds_sweep.predict([32, 128], task))
     assert len(table) == 6
     for prefix in ("", "corrected_"):

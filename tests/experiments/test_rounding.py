@@ -5,9 +5,9 @@ import torch
 
 from common.experiments.rounding import describe, rounding_effect
 from common.gradients.planning import compute_gradients, plan_gradients
-from common.sketches.geometry import build_geometry
 from common.workloads.losses import cross_entropy
 from tests import reference
+from tests.geometries import geometry_from
 from tests.gradient_cases import CPU, Scaled
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import dropout_perceptron, tiny_workload
@@ -25,7 +25,7 @@ def effect_of(dtype, kind="test", make_model=dropout_perceptron):
     plan = plan_gradients(workload, model, parts, 7, "cpu", dtype, CPU)
     stored = compute_gradients(plan)
     queries = torch.arange(7) if kind == "self" else torch.arange(n, n + 7)
-    geometry = build_geometry(stored.unit_gram(), stored.norms, n, queries)
+    geometry = geometry_from(stored, n, queries)
     return rounding_effect(plan, geometry, RIDGES), workload, model
 
 
@@ -78,7 +78,7 @@ def test_a_query_without_gradient_is_counted():
     parts = [("training", workload.train)]
     plan = plan_gradients(workload, model, parts, 7, "cpu", torch.float16, CPU)
     stored = compute_gradients(plan)
-    geometry = build_geometry(stored.unit_gram(), stored.norms, len(workload.train), torch.tensor([0]))
+    geometry = geometry_from(stored, len(workload.train), torch.tensor([0]))
     (row,) = rounding_effect(plan, geometry, [1e-4])
     assert row == {"lambda": 1e-4, "median": None, "quantile_95": None, "max": None, "num_bad": 1}
     assert "λ = 0.0001 to 0.0001" in describe("float16", [row])

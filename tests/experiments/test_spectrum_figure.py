@@ -12,9 +12,9 @@ import torch
 from common.experiments import spectrum_figure
 from common.experiments.cells import Cells
 from common.experiments.error_sweep import predict
-from common.sketches.geometry import build_geometry
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients
 
 TITLE = "mnist_mlp, sjlt projection, queries: training samples"
@@ -25,7 +25,7 @@ RIDGES, MS = [1e-4, 1e-2, 1.0], [1, 4, 16, 64]
 def geometry():
     train = reference.gradients_with_spectrum(torch.logspace(1, -4, 30, dtype=torch.float64), 30, 60, seed=1)
     gradients = DenseGradients(train)
-    return build_geometry(gradients.unit_gram(), gradients.norms, 30, torch.arange(10))
+    return geometry_from(gradients, 30, torch.arange(10))
 
 
 def make_table(geometry, measured=True, ridges=None, ms=None, ridge_correction=False):

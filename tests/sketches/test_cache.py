@@ -18,7 +18,7 @@ from common.foundations.errors import UserError
 from common.gradients import planning
 from common.gradients.layer_gradients import LayerwiseGradients
 from common.gradients.planning import compute_gradients
-from common.sketches.geometry import build_geometry
+from common.sketches.basis import build_basis
 from common.workloads.losses import cross_entropy
 from tests.locks import no_locks_below
 from tests.reference_cache import make_cache, make_plan, slow_loss
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
 OFFLOADS = ["none", "cpu", "disk", "recompute"]
 QUERIES = torch.arange(60, 67)
-PARTS = ("eigenvalues", "rows", "norms")
 
 
 @pytest.fixture
@@ -55,27 +54,27 @@ def files_of_at_most(size):
 
 
 def build(gradients):
-    return build_geometry(gradients.unit_gram(), gradients.norms, 60, QUERIES)
+    return build_basis(gradients, 60)
 
 
 def keep_geometry(cache):
     with cache.geometry_lock():
-        geometry = build(cache.gradients()[0])
-        cache.keep_geometry(geometry)
-    return geometry
+        basis = build(cache.gradients()[0])
+        cache.keep_basis(basis)
+    return basis
 
 
 def read_geometry(cache):
     with cache.geometry_lock():
-        return cache.read_geometry(QUERIES)
+        return cache.read_basis()
 
 
 def assert_same_geometry(found, expected):
-    for name in PARTS:
-        assert torch.equal(getattr(found, name), getattr(expected, name))
-        assert getattr(found, name).stride() == getattr(expected, name).stride()
+    assert type(found) is type(expected)
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(found.tensors()[name], tensor)
+        assert found.tensors()[name].stride() == tensor.stride()
     assert (found.rank, found.num_train) == (expected.rank, expected.num_train)
-    assert torch.equal(found.query_rows, expected.query_rows)
 
 
 def rows_of(gradients):
@@ -103,7 +102,7 @@ def test_a_kept_geometry_is_the_one_that_was_built_bit_by_bit_and_needs_no_gradi
     forbid_gradients()
     found = read_geometry(make_cache(tmp_path, offload))
     assert_same_geometry(found, expected)
-    assert found.queries.shape[0] == 7
+    assert found.rank == expected.rank
 
 
 def test_where_gradients_are_kept_does_not_matter_to_a_geometry(tmp_path):
@@ -113,13 +112,6 @@ def test_where_gradients_are_kept_does_not_matter_to_a_geometry(tmp_path):
     keep_geometry(make_cache(tmp_path, "cpu"))
     assert_same_geometry(read_geometry(make_cache(tmp_path, "disk")), geometries[0])
     assert read_geometry(make_cache(tmp_path, "recompute")) is None
-
-
-def test_which_training_rows_are_queries_is_not_part_of_a_geometry(tmp_path):
-    keep_geometry(make_cache(tmp_path, "cpu"))
-    cache = make_cache(tmp_path, "cpu")
-    with cache.geometry_lock():
-        assert cache.read_geometry(torch.tensor([3, 1])).query_rows.tolist() == [3, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -340,7 +332,7 @@ def test_what_lies_in_a_folder_that_cannot_be_locked_is_used_where_it_suffices(
     with no_locks_below(tmp_path), cache.geometry_lock() as usable:
         assert usable == (kept == "geometry")
         if usable:
-            assert_same_geometry(cache.read_geometry(QUERIES), geometry)
+            assert_same_geometry(cache.read_basis(), geometry)
     assert ("not kept in " in capsys.readouterr().err) == (kept == "gradients")
     if kept == "gradients":
         with no_locks_below(tmp_path):

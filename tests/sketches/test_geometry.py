@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.sketches.geometry import build_geometry, coordinates
+from common.sketches.basis import basis_of_samples, coordinates
+from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import exact_influence, exact_self_influence
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients, normal
 
 RIDGES = [1e-8, 1e-4, 1e-1, 1e2]
@@ -17,7 +19,13 @@ def geometry_of(train, queries=None):
     matrix = train if queries is None else torch.cat([train, queries])
     rows = torch.arange(len(train)) if queries is None else torch.arange(len(train), len(matrix))
     gradients = DenseGradients(matrix)
-    return build_geometry(gradients.unit_gram(), gradients.norms, len(train), rows)
+    return geometry_from(gradients, len(train), rows)
+
+
+def basis_for(train, queries=None):
+    """Return the basis by inner products."""
+    gradients = DenseGradients(train if queries is None else torch.cat([train, queries]))
+    return basis_of_samples(gradients.unit_gram(), gradients.norms, len(train))
 
 
 def spread_norms(matrix, smallest=1e-10, largest=10.0):
@@ -35,24 +43,24 @@ def unit(matrix):
 @pytest.mark.parametrize("d", [7, 20, 45])
 def test_coordinates_keep_every_inner_product(d):
     train, queries = normal(0, 20, d), normal(1, 9, d)
-    geometry = geometry_of(train, queries)
+    basis = basis_for(train, queries)
     expected = unit(torch.cat([train, queries]))
-    torch.testing.assert_close(geometry.rows @ geometry.rows.T, expected @ expected.T, rtol=0, atol=1e-13)
-    assert geometry.rank == min(d, 20)
+    torch.testing.assert_close(basis.rows @ basis.rows.T, expected @ expected.T, rtol=0, atol=1e-13)
+    assert basis.rank == min(d, 20)
 
 
 def test_only_directions_outside_the_range_are_added_for_queries():
     train = normal(0, 20, 45)
-    assert geometry_of(train, normal(1, 9, 45)).rows.shape[1] == 29
-    assert geometry_of(train, normal(1, 9, 20) @ train).rows.shape[1] == 20
+    assert basis_for(train, normal(1, 9, 45)).rows.shape[1] == 29
+    assert basis_for(train, normal(1, 9, 20) @ train).rows.shape[1] == 20
 
 
 @pytest.mark.parametrize("d", [7, 45])
 def test_the_basis_diagonalises_the_fisher_matrix(d):
     train = normal(0, 20, d)
-    geometry = geometry_of(train, normal(1, 9, d))
-    G = geometry.rows[:20] * geometry.norms[:20, None]
-    torch.testing.assert_close(G.T @ G / 20, geometry.eigenvalues.diag(), rtol=0, atol=1e-13 * d)
+    basis = basis_for(train, normal(1, 9, d))
+    G = basis.rows[:20] * basis.norms[:20, None]
+    torch.testing.assert_close(G.T @ G / 20, basis.eigenvalues.diag(), rtol=0, atol=1e-13 * d)
 
 
 def test_eigenvalues_are_those_of_gtg_over_n_descending_and_zero_outside():
@@ -67,10 +75,10 @@ def test_eigenvalues_are_those_of_gtg_over_n_descending_and_zero_outside():
 def test_everything_is_float64_and_norms_are_kept_beside_unit_rows():
     train = spread_norms(normal(0, 6, 10))
     geometry = geometry_of(train)
-    tensors = (geometry.eigenvalues, geometry.rows, geometry.norms, geometry.queries, geometry.outside_energy)
+    tensors = (geometry.eigenvalues, geometry.vectors, geometry.norms, geometry.queries, geometry.outside_energy)
     assert {tensor.dtype for tensor in tensors} == {torch.float64}
     torch.testing.assert_close(geometry.norms, train.norm(dim=1))
-    torch.testing.assert_close(geometry.rows.norm(dim=1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(geometry.vectors.norm(dim=1), torch.ones(6, dtype=torch.float64))
 
 
 def test_coordinates_of_a_rank_deficient_gram_matrix_have_as_many_columns_as_its_rank():
@@ -91,7 +99,7 @@ def test_rounding_of_the_gram_matrix_does_not_turn_the_basis(seed):
     gradients = DenseGradients(train)
     noise = 1e-14 * normal(seed + 9, 30, 30)
     rows = [
-        build_geometry(gram, gradients.norms, 30, torch.arange(30)).rows
+        basis_of_samples(gram, gradients.norms, 30).rows
         for gram in (gradients.unit_gram(), gradients.unit_gram() + noise + noise.T)
     ]
     torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=1e-6)
@@ -172,7 +180,7 @@ def test_zero_rows_stay_zero_and_change_nothing_but_n():
     train = normal(0, 8, 30)
     padded = torch.cat([train[:3], torch.zeros(2, 30, dtype=torch.float64), train[3:]])
     geometry, plain = geometry_of(padded), geometry_of(train)
-    assert geometry.rows[3:5].abs().max() == 0
+    assert geometry.queries[3:5].abs().max() == 0
     assert geometry.norms[3:5].tolist() == [0, 0]
     torch.testing.assert_close(geometry.eigenvalues, plain.eigenvalues * 8 / 10)
     kept = [0, 1, 2, 5, 6, 7, 8, 9]
@@ -225,20 +233,21 @@ def test_scores_of_outside_queries_equal_the_dense_ones(d, ridge):
 
 
 def test_query_weights_pick_the_unit_queries():
-    geometry = geometry_of(normal(0, 10, 40), normal(1, 6, 40))
-    assert torch.equal(geometry.query_weights() @ geometry.rows, geometry.queries)
+    basis = basis_for(normal(0, 10, 40), normal(1, 6, 40))
+    geometry = basis.geometry(ScoredVectors(torch.tensor([11, 3])))
+    assert torch.equal(geometry.scored.weights(geometry.norms) @ basis.rows, geometry.queries)
+    assert len(geometry.subset_sums) == 0
 
 
 def test_subset_weights_add_up_the_actual_gradients():
-    train = spread_norms(normal(0, 10, 40), smallest=1e-3)
-    geometry = geometry_of(train, normal(1, 6, 40))
-    subsets = torch.tensor([[0, 4, 9], [1, 2, 3]])
-    weights = geometry.subset_weights(subsets)
-    sums = torch.stack([train[subset].sum(0) for subset in subsets])
-    unit_rows = DenseGradients(torch.cat([train, normal(1, 6, 40)])).unit
-    torch.testing.assert_close(weights @ unit_rows, sums)
-    found = exact_influence(geometry.eigenvalues, weights @ geometry.rows, geometry.queries, 0.1)
-    torch.testing.assert_close(found, reference.influence(train, sums, unit(normal(1, 6, 40)), 0.1))
+    train, queries = spread_norms(normal(0, 10, 40), smallest=1e-3), normal(1, 6, 40)
+    scored = ScoredVectors(torch.arange(10, 16), torch.tensor([[0, 4, 9], [1, 2, 3]]))
+    geometry = basis_for(train, queries).geometry(scored)
+    sums = torch.stack([train[subset].sum(0) for subset in scored.subsets])
+    unit_rows = DenseGradients(torch.cat([train, queries])).unit
+    torch.testing.assert_close(scored.weights(geometry.norms) @ unit_rows, torch.cat([sums, unit(queries)]))
+    found = exact_influence(geometry.eigenvalues, geometry.subset_sums, geometry.queries, 0.1)
+    torch.testing.assert_close(found, reference.influence(train, sums, unit(queries), 0.1))
 
 
 # --- effective dimension ------------------------------------------------------------------------------------

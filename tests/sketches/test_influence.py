@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from common.sketches import influence
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
-from common.sketches.geometry import build_geometry, resolved_ridge
+from common.sketches.geometry import resolved_ridge
 from common.sketches.influence import (
     SketchedProblem,
     exact_influence,
@@ -18,6 +18,7 @@ from common.sketches.influence import (
     whitened_or_nan,
 )
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients, normal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,7 +118,7 @@ def test_scores_are_right_to_a_percent_down_to_the_smallest_ridge_and_refused_be
     train = reference.gradients_with_spectrum(eigenvalues, N_TRAIN, D, seed=7).float().double()
     gradients = DenseGradients(train)
     queries = gradients.unit[:4]
-    geometry = build_geometry(gradients.unit_gram(), gradients.norms, N_TRAIN, torch.arange(4))
+    geometry = geometry_from(gradients, N_TRAIN, torch.arange(4))
     ridge = 1.1 * resolved_ridge(geometry.eigenvalues.sum().item())
     expected = torch.tensor(reference.influence_in_many_digits(train, queries, ridge), dtype=torch.float64)
     found = exact_self_influence(geometry.eigenvalues, geometry.queries, ridge)

@@ -5,11 +5,11 @@ import torch
 from scipy.stats import ks_2samp
 
 from common.sketches import projectors
-from common.sketches.geometry import build_geometry
 from common.sketches.influence import sketched_self_influence
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from tests import reference
+from tests.geometries import geometry_from
 from tests.reference import DenseGradients, normal, projection_matrix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ def make_problem_data(d=D, num_train=N_TRAIN):
     train = normal(0, num_train, d) * torch.logspace(-3, 1, num_train, dtype=torch.float64)[:, None]
     gradients = DenseGradients(torch.cat([train, normal(1, N_QUERIES, d)]), width=7)
     rows = torch.arange(num_train, num_train + N_QUERIES)
-    geometry = build_geometry(gradients.unit_gram(), gradients.norms, num_train, rows)
+    geometry = geometry_from(gradients, num_train, rows)
     return train, gradients, geometry
 
 
@@ -41,7 +41,7 @@ def test_every_size_of_one_trial_equals_the_dense_formula_with_its_own_matrix(ki
     d, ms = 90, [4, 8, 16, 32, 64]
     train, gradients, geometry = make_problem_data(d, num_train=20)
     projector = make_projector(kind, 5, sparsity)
-    sketcher = ExplicitSketcher(gradients, projector, 20, geometry.query_weights(), max_m=64)
+    sketcher = ExplicitSketcher(gradients, projector, 20, geometry.scored.weights(geometry.norms), max_m=64)
     for trial in (0, 3):
         for m, problem in sketcher.problems(trial, ms):
             P = projection_matrix(projector, d, m, 64, trial)
@@ -58,10 +58,10 @@ def test_every_size_of_one_trial_equals_the_dense_formula_with_its_own_matrix(ki
 @pytest.mark.parametrize(("kind", "sparsity"), KINDS_AND_SPARSITY)
 def test_a_size_has_the_same_numbers_whichever_others_are_asked_for(kind, sparsity):
     _, gradients, geometry = make_problem_data()
-    weights = geometry.query_weights()
+    weights = geometry.scored.weights(geometry.norms)
     sketchers = [ExplicitSketcher(gradients, make_projector(kind, 5, sparsity), N_TRAIN, weights, max_m=32)]
     if kind == "normal":
-        sketchers.append(CoordinateSketcher(geometry, weights, 1e-6, seed=5))
+        sketchers.append(CoordinateSketcher(geometry, 1e-6, seed=5))
     for sketcher in sketchers:
         together = dict(sketcher.problems(1, [4, 8, 32]))
         ((m, alone),) = sketcher.problems(1, [8])
@@ -74,11 +74,11 @@ def test_coordinates_and_explicit_normal_projection_agree_in_distribution_below_
     # two-sample Kolmogorov-Smirnov on two self-scores and a cross score, 6 sizes, 2 ridges: 36 comparisons
     trials, ms, ridges = 600, [1, 8, RANK - 1, RANK, RANK + 1, 4 * RANK], [1e-4, 1e-1]
     _, gradients, geometry = make_problem_data()
-    assert geometry.rows.shape[1] == RANK
-    weights = geometry.query_weights()
+    assert geometry.vectors.shape[1] == RANK
+    weights = geometry.scored.weights(geometry.norms)
     samples = []
     for sketcher in (
-        CoordinateSketcher(geometry, weights, min(ridges), seed=1),
+        CoordinateSketcher(geometry, min(ridges), seed=1),
         ExplicitSketcher(gradients, make_projector("normal", 2), N_TRAIN, weights, max_m=ms[-1]),
     ):
         found = torch.zeros(trials, len(ms), len(ridges), 3, dtype=torch.float64)
@@ -100,9 +100,9 @@ def test_coordinates_and_explicit_normal_projection_agree_in_distribution_below_
 def test_a_large_sketch_approaches_the_exact_scores(kind):
     # √(2/m) = 0.011 for m = 16384; six standard deviations
     train, gradients, geometry = make_problem_data()
-    weights, m = geometry.query_weights(), 2**14
+    weights, m = geometry.scored.weights(geometry.norms), 2**14
     if kind == "coordinates":
-        sketcher = CoordinateSketcher(geometry, weights, 1e-2, seed=0)
+        sketcher = CoordinateSketcher(geometry, 1e-2, seed=0)
     else:
         sketcher = ExplicitSketcher(gradients, make_projector(kind, 0), N_TRAIN, weights, max_m=m)
     unit = gradients.unit[N_TRAIN:]
