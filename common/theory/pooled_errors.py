@@ -21,7 +21,8 @@ def pooled_error_summary(bias: Tensor, std: Tensor, skew: Tensor) -> list[Tensor
     the form that Wilson and Hilferty (PNAS 17, 1931) gave the chi-square distribution. Every row gets stratified z,
     staggered between rows by the golden ratio: 2^15 or more points a column, quantiles good to about 1e-3.
     Quantiles are those of the pooled law, over all rows and infinitely many draws of K. The mean over sketches of each
-    one's quantile is lower, by 10 % and more where the same few directions rule all rows.
+    one's 95 % quantile is lower where the same few directions rule all rows: by up to 8 % with 200 sketches of the
+    gradients of 500 image patches and of 200 musical sequences, whose pooled quantiles lay within 3 noises of this law.
 
     Args:
         bias: (rows, columns) float64.
