@@ -1,20 +1,21 @@
-"""Progress bars on stderr, where it is a terminal."""
+"""Progress bars on stderr, where it is a terminal; they vanish when they are done."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 
 
-def progress_bar(description: str, items: Iterable[Item] | int, unit: str = "unit", show: bool = True) -> tqdm[Item]:
-    """Return a bar over `items`, or one of so many units to be updated by hand.
+def progress_bar(description: str, total: int, unit: str = "unit") -> tqdm[Any]:
+    """Return a bar over so many units, to be updated by hand."""
+    return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=None, leave=False)
 
-    It vanishes when it is done, and is not drawn where stderr is not a terminal or not `show`.
-    """
-    total, iterable = (items, None) if isinstance(items, int) else (None, items)
-    return tqdm(iterable, description, total, unit=unit, file=sys.stderr, disable=None if show else True, leave=False)
+
+def with_progress(description: str, items: Iterable[Item], unit: str = "unit") -> tqdm[Item]:
+    """Return `items` under a bar that moves as they are taken."""
+    return tqdm(items, desc=description, unit=unit, file=sys.stderr, disable=None, leave=False)

@@ -23,7 +23,7 @@ def fingerprint(*tensors: Tensor) -> str:
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
         # numpy has no bfloat16, so every dtype goes through its bytes.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

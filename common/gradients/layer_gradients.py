@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.foundations.progress import progress_bar
+from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Capture, LayerLayout, Loss, capture_layers
@@ -166,7 +166,7 @@ class LayerwiseGradients:
         Inputs and errors have the model's dtype, their products and sums are float64.
         """
         device = _dtype_and_device(self._model)[1]
-        for first in progress_bar("gradients, row by row", range(0, self.num_rows, size), unit="batch"):
+        for first in with_progress("gradients, row by row", range(0, self.num_rows, size), unit="batch"):
             batch = torch.empty(min(size, self.num_rows - first), self.dim, dtype=torch.float64, device=device)
             for start in range(0, len(batch), self._batch_size):
                 part = batch[start : start + self._batch_size]
@@ -231,7 +231,7 @@ class LayerwiseGradients:
         kept: list[list[Capture]] = [[] for _ in pieces]
         wanted = {piece.name for piece in pieces}
         starts = range(0, self.num_rows, self._batch_size)
-        for start in progress_bar(title, starts, unit="batch"):
+        for start in with_progress(title, starts, unit="batch"):
             samples = slice(start, min(start + self._batch_size, self.num_rows))
             captures = self._capture(samples, wanted)
             for store, piece in zip(kept, pieces, strict=True):

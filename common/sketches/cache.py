@@ -49,7 +49,7 @@ class Cache:
         """
         with _held(self._geometry_folder) as refusal:
             usable = refusal is None or storage.reusable(self._geometry_folder / "manifest.json", self.made_by)
-            if not usable:
+            if refusal is not None and not usable:
                 if self.plan.offload == "disk" and storage.mismatch(self._gradients_manifest, self.made_by):
                     raise refusal
                 self._say_not_kept(refusal)

@@ -81,14 +81,14 @@ def predict_lds(
     noise = law.dof.rsqrt().float()
     queries = queries.float()
 
-    per_query, std = [], []
+    lds_of_cells, std = [], []
     for cell in range(len(noise)):
         damped = centred * damping[:, cell]
         both = torch.cat([centred * mean_weights[:, cell], noise[cell] * damped * damping[:, cell]]) @ queries.T
         means, psi_aq = (both / query_scale[:, cell]).split(len(losses))
         psi_aa = noise[cell] ** 2 * (damped @ damped.T)
         lds, slope = pairs.expected_lds(-means, psi_aa, psi_aq)
-        per_query.append(lds)
+        lds_of_cells.append(lds)
         slope = (slope / query_scale[:, cell]).nan_to_num()
         for group in groups:
             carried = (slope[:, group] @ queries[group]) * damping[:, cell]
@@ -96,7 +96,7 @@ def predict_lds(
             variance = (psi_aa * (carried @ carried.T)).sum() + (overlap * overlap.T).sum()
             std.append(variance.clamp(min=0).sqrt() / lds[group].isfinite().sum())
     grid = (len(ms), len(ridges))
-    per_query = torch.stack(per_query).double().reshape(*grid, -1)
+    per_query = torch.stack(lds_of_cells).double().reshape(*grid, -1)
     return LdsPrediction(
         per_query,
         torch.stack([per_query[..., group].nanmean(-1) for group in groups]),
