@@ -47,8 +47,8 @@ def experiment(options: BoundsOptions, run: Run) -> None:
 
     # closed form: no sketch needed
     with run.phase("prediction"):
-        table = error_sweep.predict(cells, geometry)
-        advice = error_sweep.recommend(cells, geometry, options.target_eps, prepared.num_parameters)
+        table = error_sweep.predict(cells, geometry.queries)
+        advice = error_sweep.recommend(cells, geometry.queries, options.target_eps, prepared.num_parameters)
 
     # measurement: sketches
     if not shared.predict_only:

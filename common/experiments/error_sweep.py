@@ -87,13 +87,11 @@ def summarise(units: pd.DataFrame, seed: int) -> pd.DataFrame:
     return summary.reset_index()
 
 
-def predict(cells: Cells, geometry: Geometry) -> pd.DataFrame:
-    """Return one row an (m, λ): the closed-form law of the error, from the spectrum and the queries alone."""
+def predict(cells: Cells, queries: Tensor) -> pd.DataFrame:
+    """Return one row an (m, λ): the closed-form law of the error, from the spectrum and (k, r) queries alone."""
     tables = []
     for corrected in (False, True) if cells.ridge_correction else (False,):
-        law = predict_self_influence(
-            cells.spectrum, geometry.queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns
-        )
+        law = predict_self_influence(cells.spectrum, queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns)
         prefix = "predicted_corrected_" if corrected else "predicted_"
         tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
     index = pd.MultiIndex.from_product([cells.ms, cells.ridges], names=["m", "lambda"]).to_frame(index=False)
@@ -140,16 +138,14 @@ def describe_gaps(gaps: dict[str, float | int | None]) -> str | None:
     return f"{gap} (trial noise there {noise:.1%}), beyond {FAR:g} times its noise in {beyond} of {cells} cells"
 
 
-def recommend(cells: Cells, geometry: Geometry, target: float, num_parameters: int) -> pd.DataFrame:
+def recommend(cells: Cells, queries: Tensor, target: float, num_parameters: int) -> pd.DataFrame:
     """Return for every λ the smallest m < d with predicted ε_95 <= target, raw and ridge-corrected, to 0.3 %.
 
     Beside it stands d_λ/target², what the theorem asks for up to its constant. None: not reached below d.
     """
     largest = num_parameters - 1
     smallest = {
-        name: smallest_dimensions(
-            cells.spectrum, geometry.queries, cells.ridges, target, largest, corrected, cells.sjlt_columns
-        )
+        name: smallest_dimensions(cells.spectrum, queries, cells.ridges, target, largest, corrected, cells.sjlt_columns)
         for name, corrected in (("m", False), ("m_ridge_corrected", True))
     }
     table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions, **smallest})

@@ -34,7 +34,18 @@ from common.foundations.storage import (
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "matplotlib", "dattri", "scikit-learn", "mlxtend", "tqdm")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "dattri",
+    "scikit-learn",
+    "mlxtend",
+    "statsmodels",
+    "tqdm",
+)
 # options that say where and how, not what: they do not change the numbers, so they do not name the folder
 WHERE_AND_HOW = {
     "dataset",
@@ -49,6 +60,13 @@ WHERE_AND_HOW = {
     "benchmark_dir",
     "device",
     "fresh",
+    # of audits: paths, whose content is in the fingerprint of the data
+    "train",
+    "queries",
+    "format",
+    "norms",
+    "ground_truth",
+    "write_scores",
 }
 ROOT = Path(__file__).resolve().parents[2]
 UNITS, LOCK = "units.jsonl", "lock"
@@ -64,8 +82,8 @@ class Run:
     """
 
     def __init__(self, request: RunRequest):
-        name = f"{workload_name(request.workload)}_{request.proj_type}"
-        self.results = request.output_dir / request.experiment / "_".join([name, *variant(request.options)])
+        parts = [subject_name(request), *filter(None, [request.proj_type]), *variant(request.options)]
+        self.results = request.output_dir / request.experiment / "_".join(parts)
         self.folder = make_folder(self.results / "unfinished")
         self._release = self._take_folder()
         self.started = time.perf_counter()
@@ -186,6 +204,11 @@ def bad_values(summary: pd.DataFrame, what: str) -> str | None:
         return None
     where = ", ".join(f"{count} in {name}" for name, count in counts.items())
     return f"warning: {what} that are not finite are counted and left out of every mean: {where} of summary.csv"
+
+
+def subject_name(request: RunRequest) -> str:
+    """Return the name of the store that is audited, or that of the workload."""
+    return workload_name(request.workload) if request.store is None else request.store.resolve().stem
 
 
 def workload_name(choice: WorkloadChoice) -> str:

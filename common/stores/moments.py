@@ -53,14 +53,17 @@ class Moments:
     """Zero, coarse and repeated rows."""
     sums: Tensor | None
     """(s, M) float64 weighted sums of the rows, where weights were given."""
+    kept: Tensor
+    """(c, M) float64 rows that were asked for, in that order."""
 
 
-def collect(store: Store, weights: Tensor | None = None) -> Moments:
-    """Return the moments of a store in one pass; memory M² and a chunk.
+def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = None) -> Moments:
+    """Return the moments of a store in one pass; memory M², a chunk, and what is asked for.
 
     Args:
         store: Z (n, M).
         weights: (s, n) weights of sums of rows, or None.
+        keep: (c,) int64 rows to keep, repeated or in any order, or None.
 
     Raises:
         UserError: a number is NaN or infinite, every row is zero, or M x M matrices do not fit into memory.
@@ -69,6 +72,8 @@ def collect(store: Store, weights: Tensor | None = None) -> Moments:
     check_memory(store)
     second = torch.zeros(size, size, dtype=torch.float64)
     sums = None if weights is None else torch.zeros(len(weights), size, dtype=torch.float64)
+    keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
+    kept = torch.zeros(len(keep), size, dtype=torch.float64)
     rows = _RowCensus(store)
     with progress_bar("second moment", store.num_rows, "row") as progress:
         for start, stored in store.raw_chunks():
@@ -77,13 +82,15 @@ def collect(store: Store, weights: Tensor | None = None) -> Moments:
             add_gram(second, exact.T)
             if sums is not None:
                 sums += weights[:, start : start + len(exact)].double() @ exact
+            here = (keep >= start) & (keep < start + len(exact))
+            kept[here] = exact[keep[here] - start]
             progress.update(len(exact))
     mirror_lower_triangle(second)
     second /= store.num_rows
     report = rows.report()
     if len(report.zero_rows) == store.num_rows:
         raise UserError(f"{store.path}: every row is zero: there is nothing to audit")
-    return Moments(second, store.num_rows, rows.rounding(), report, sums)
+    return Moments(second, store.num_rows, rows.rounding(), report, sums, kept)
 
 
 def check_rows(store: Store) -> RowReport:

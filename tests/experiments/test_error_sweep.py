@@ -254,7 +254,7 @@ def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
         for m, problem in sketcher.problems(trial, cells.ms)
         for row in measure(problem, m, trial, cells, geometry, exact)
     ]
-    table = summarise(pd.DataFrame(rows), SEED).merge(predict(cells, geometry))
+    table = summarise(pd.DataFrame(rows), SEED).merge(predict(cells, geometry.queries))
     assert len(table) == 6
     for prefix in ("", "corrected_") if corrected else ("",):
         for name in ("mean_ratio", "eps_mean"):
@@ -265,9 +265,9 @@ def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
 
 def test_one_query_without_gradient_does_not_take_the_predictions_of_all():
     _, _, geometry = toy(zero_query=True)
-    table = predict(make_cells(geometry, [16, 64]), geometry)
+    table = predict(make_cells(geometry, [16, 64]), geometry.queries)
     assert table.notna().all(axis=None)
-    assert recommend(make_cells(geometry, [16]), geometry, 0.5, BEYOND)["m"].notna().all()
+    assert recommend(make_cells(geometry, [16]), geometry.queries, 0.5, BEYOND)["m"].notna().all()
 
 
 def gap_table(**columns):
@@ -313,12 +313,12 @@ BEYOND = 2**24  # parameters: more than any recommended size
 def test_the_recommended_size_is_the_smallest_that_reaches_the_target(target):
     _, _, geometry = toy()
     cells = make_cells(geometry, [4])
-    advice = recommend(cells, geometry, target, BEYOND)
+    advice = recommend(cells, geometry.queries, target, BEYOND)
     for _, row in advice.iterrows():
         m, ridge = int(row["m"]), row["lambda"]
 
         def predicted(size, ridge=ridge):
-            return predict(make_cells(geometry, [size], [ridge]), geometry)["predicted_eps_95"][0]
+            return predict(make_cells(geometry, [size], [ridge]), geometry.queries)["predicted_eps_95"][0]
 
         assert predicted(m) <= target
         assert predicted(math.floor(m * 0.997) - 1) > target
@@ -327,14 +327,14 @@ def test_the_recommended_size_is_the_smallest_that_reaches_the_target(target):
 
 def test_ridge_correction_asks_for_smaller_sketches_where_the_bias_rules():
     _, _, geometry = toy()
-    advice = recommend(make_cells(geometry, [4]), geometry, 0.1, BEYOND)
+    advice = recommend(make_cells(geometry, [4]), geometry.queries, 0.1, BEYOND)
     assert (advice["m_ridge_corrected"] <= advice["m"]).all()
     assert advice["m_ridge_corrected"][0] < advice["m"][0]
 
 
 def test_a_target_out_of_reach_is_missing():
     _, _, geometry = toy()
-    reached = recommend(make_cells(geometry, [4]), geometry, 0.3, BEYOND)["m"]
-    below = recommend(make_cells(geometry, [4]), geometry, 0.3, int(reached.max()))["m"]
+    reached = recommend(make_cells(geometry, [4]), geometry.queries, 0.3, BEYOND)["m"]
+    below = recommend(make_cells(geometry, [4]), geometry.queries, 0.3, int(reached.max()))["m"]
     assert (below.isna() == (reached >= reached.max())).all()
-    assert recommend(make_cells(geometry, [4]), geometry, 1e-5, BEYOND)["m"].isna().all()
+    assert recommend(make_cells(geometry, [4]), geometry.queries, 1e-5, BEYOND)["m"].isna().all()

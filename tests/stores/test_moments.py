@@ -27,9 +27,11 @@ def open_rows(tmp_path, rows):
 def test_second_moment_and_weighted_sums_are_those_of_the_whole_matrix(tmp_path, dtype):
     rows, weights = matrix(num_rows=23, dtype=dtype), matrix(num_rows=5, num_columns=23, seed=1)
     norms = torch.linspace(1, 2, 23)
-    found = collect(open_rows(tmp_path, rows).with_norms(norms), weights)
+    keep = torch.tensor([22, 3, 0, 3])
+    found = collect(open_rows(tmp_path, rows).with_norms(norms), weights, keep)
     exact = rows.double() * norms.double()[:, None]
     torch.testing.assert_close(found.second, exact.T @ exact / 23, rtol=1e-14, atol=1e-15)
+    assert torch.equal(found.kept, exact[keep])
     torch.testing.assert_close(found.sums, weights.double() @ exact, rtol=1e-14, atol=1e-14)
 
 

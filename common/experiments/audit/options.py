@@ -1,0 +1,131 @@
+"""What audit_projections.py is asked for. Nothing here needs torch or pandas."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.experiments import arguments
+from common.experiments.options import Option, RunRequest
+from common.foundations.errors import UserError
+
+FORMAT_NAMES = ("npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
+# λ over the mean eigenvalue of S, where no exponents are given
+RELATIVE_EXPONENTS = (-5, 3)
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """The store, what is wanted of it, and where the rest goes."""
+
+    train: Path
+    """Store of the training rows."""
+    queries: Path | None
+    """Store of the queries; None: training rows are the queries."""
+    format: str | None
+    """One of FORMAT_NAMES; None to find it out."""
+    rows: slice | None
+    """Training rows that are used; None for all."""
+    module: str | None
+    """Columns of one module; None for all."""
+    norms: Path | None
+    """Lengths of the training rows, where the store has unit rows."""
+    proj_type: str | None
+    """Law of P; None for what the store says, else normal."""
+    lambda_exp_min: int | None
+    """Smallest λ is 10 to this power; None, like the largest: relative to the mean eigenvalue."""
+    lambda_exp_max: int | None
+    """Largest λ is 10 to this power."""
+    ridge: float | None
+    """λ of the scores; None to choose one."""
+    target_eps: float
+    """Error that a recommended m, and the λ of the scores, must reach."""
+    top_k: int
+    """Training rows listed for each query and sign."""
+    ground_truth: tuple[Path, ...]
+    """A folder, or a file of subsets and one of losses; empty for none."""
+    val_ratio: float
+    """Share of the queries that select λ by LDS."""
+    write_scores: Path | None
+    """Folder of the whole matrix of scores; None not to write it."""
+    num_test_grads: int
+    """Queries behind the tables of errors."""
+    seed: int
+    """Of the samples of rows and pairs."""
+
+    def ridges(self, mean_eigenvalue: float) -> list[float]:
+        """Return λ, ascending: powers of ten, absolute or times the mean eigenvalue."""
+        if self.lambda_exp_min is None and self.lambda_exp_max is None:
+            low, high = RELATIVE_EXPONENTS
+            return [mean_eigenvalue * 10.0**e for e in range(low, high + 1)]
+        low = -8 if self.lambda_exp_min is None else self.lambda_exp_min
+        high = 2 if self.lambda_exp_max is None else self.lambda_exp_max
+        if low > high:
+            raise UserError(f"--lambda_exp_min {low} exceeds --lambda_exp_max {high}; it must not")
+        return [float(f"1e{e}") for e in range(low, high + 1)]
+
+
+def parse(description: str) -> tuple[AuditOptions, RunRequest]:
+    """Return the checked options of the command line, and what the run folder is named after."""
+    parser = arguments.OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--train", type=Path, required=True, help="store of the projected training gradients: file or folder")
+    add("--queries", type=Path, default=None, help="store of the projected query gradients; default: training rows")
+    add("--format", choices=FORMAT_NAMES, default=None, help="of the stores; default: found out")
+    add("--rows", type=_rows, default=None, help="training rows used, START:STOP or START:STOP:STEP as in Python")
+    add("--module", default=None, help="audit the columns of one module; default: the whole store")
+    add("--norms", type=Path, default=None, help=".npy or .pt of the lengths of all training rows, if those are units")
+    add(
+        "--proj_type",
+        choices=("normal", "rademacher", "sjlt"),
+        default=None,
+        help="law of P; default: as stored, else normal",
+    )
+    add("--lambda_exp_min", type=arguments.ridge_exponent, default=None, help="smallest ridge is 10 to this power")
+    add("--lambda_exp_max", type=arguments.ridge_exponent, default=None, help="largest ridge is 10 to this power")
+    add("--ridge", type=_positive_float, default=None, help="ridge λ of the scores; default: chosen")
+    add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that m and λ must reach")
+    add("--top_k", type=arguments.positive_int, default=20, help="training rows listed for each query and sign")
+    add("--ground_truth", type=Path, nargs="+", default=[], help="folder, or file of subsets and file of losses")
+    add("--val_ratio", type=arguments.open_unit_float, default=0.1, help="share of the queries that select λ by LDS")
+    add("--write_scores", type=Path, default=None, help="folder for all scores and their standard errors")
+    add("--num_test_grads", type=arguments.positive_int, default=500, help="queries behind the tables of errors")
+    add("--output_dir", type=Path, default=Path("results"), help="folder of results")
+    add("--seed", type=arguments.seed_int, default=42, help="seed of the samples of rows and pairs")
+    args = parser.parse_args()
+    if len(args.ground_truth) > 2:
+        raise UserError(f"--ground_truth takes a folder or two files, got {len(args.ground_truth)} paths")
+    if args.ground_truth and args.rows is not None:
+        raise UserError("--ground_truth speaks of all training rows; drop --rows")
+    if args.ground_truth and args.queries is None:
+        raise UserError("--ground_truth has losses of queries; name their store with --queries")
+    values = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    options = AuditOptions(**values | {"ground_truth": tuple(args.ground_truth)})
+    given = tuple(Option(name, _plain(value), _plain(parser.get_default(name))) for name, value in vars(args).items())
+    return options, RunRequest("audit_projections", None, args.proj_type, args.output_dir, given, store=args.train)
+
+
+def _rows(text: str) -> slice:
+    parts = text.split(":")
+    try:
+        numbers = [int(part) if part else None for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] is not None and numbers[2] < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be START:STOP or START:STOP:STEP, STEP >= 1")
+    return slice(*numbers)
+
+
+def _positive_float(text: str) -> float:
+    value = arguments.non_negative_float(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be a number > 0")
+    return value
+
+
+def _plain(value: object) -> object:
+    """Return what JSON can hold."""
+    if isinstance(value, slice):
+        return ":".join("" if part is None else str(part) for part in (value.start, value.stop, value.step)).rstrip(":")
+    return [str(path) for path in value] if isinstance(value, list) else value

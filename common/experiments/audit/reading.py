@@ -1,0 +1,150 @@
+"""The stores of an audit, read once: second moment, F as the sketch shows it, queries and pairs in its coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.experiments.audit.options import AuditOptions
+from common.foundations.errors import UserError
+from common.foundations.seeds import make_generator
+from common.stores.formats import open_store
+from common.stores.moments import Moments, RowReport, check_rows, collect
+from common.stores.store import Store
+from common.theory.sketched_spectrum import SketchedSpectrum
+
+NUM_PAIRS = 2000
+SAMPLE_STREAM = 1_000_211
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What one pass over the stores leaves."""
+
+    store: Store
+    """Training rows."""
+    queries_are_rows: bool
+    """Whether the queries are training rows."""
+    proj_type: str
+    """Law of P: normal, rademacher, sjlt, kronecker or blocks."""
+    moments: Moments
+    """S, sums of subsets, rows that were kept."""
+    basis: Tensor
+    """(M, M) float64 eigenvectors of S, columns in the order of `spectrum.eigenvalues`."""
+    spectrum: SketchedSpectrum
+    """F as S shows it."""
+    queries: Tensor
+    """(k, M) float64 query rows as stored."""
+    query_rows: Tensor
+    """(k,) int64 training rows that the queries are, where `queries_are_rows`; else 0 .. k−1."""
+    query_report: RowReport
+    """Zero, coarse and repeated rows among the queries."""
+    sample: Tensor
+    """(p, M) float64 random training rows, the other side of the pairs of the cross errors."""
+
+    @property
+    def tabled_queries(self) -> Tensor:
+        """Coordinates of the queries that are not zero, scaled to unit length; for the tables of errors."""
+        return _units(self.queries) @ self.basis
+
+    def pairs(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Return (p, M) coordinates of both sides of random (training row, query) pairs of unit length."""
+        left, right = _units(self.sample), _units(self.queries)
+        chosen = torch.randint(len(right), (len(left),), generator=make_generator("cpu", seed, SAMPLE_STREAM, 2))
+        return left @ self.basis, right[chosen] @ self.basis
+
+
+def open_stores(options: AuditOptions) -> tuple[Store, Store | None]:
+    """Return the stores of training rows and of queries, checked against each other."""
+    store = open_store(options.train, options.format, "train")
+    if options.norms is not None:
+        store = store.with_norms(_read_norms(options.norms, store.num_rows))
+    store = store.select(options.rows, options.module)
+    if options.queries is None:
+        return store, None
+    queries = open_store(options.queries, options.format, "queries").select(module=options.module)
+    if queries.num_columns != store.num_columns:
+        raise UserError(
+            f"{options.queries} has {queries.num_columns} columns and {options.train} has {store.num_columns}: queries "
+            "must be projected as the training gradients were"
+        )
+    return store, queries
+
+
+def read(options: AuditOptions, store: Store, queries: Store | None, subsets: Tensor | None) -> Audited:
+    """Return everything that later steps need, from one pass over each store.
+
+    Args:
+        options: what is asked for.
+        store: training rows.
+        queries: query rows, or None.
+        subsets: (s, n) masks of the subsets of a ground truth, or None.
+    """
+    generator = make_generator("cpu", options.seed, SAMPLE_STREAM, 1)
+    pairs = torch.randint(store.num_rows, (NUM_PAIRS,), generator=generator)
+    rows = torch.empty(0, dtype=torch.int64)
+    if queries is None:
+        rows = torch.randperm(store.num_rows, generator=generator)[: options.num_test_grads].sort().values
+    moments = collect(store, subsets, torch.cat([pairs, rows]))
+    eigenvalues, basis = torch.linalg.eigh(moments.second)
+    sample, own = moments.kept.split([NUM_PAIRS, len(rows)])
+    if queries is None:
+        points, report = own, moments.rows
+    else:
+        report = check_rows(queries)
+        points = torch.cat([chunk for _, chunk in queries.chunks()])
+        rows = torch.arange(len(points))
+    if not points.any():
+        raise UserError(f"{options.queries or options.train}: every query row is zero: there is nothing to score")
+    law = options.proj_type or store.projection or "normal"
+    return Audited(
+        store=store,
+        queries_are_rows=queries is None,
+        proj_type=law,
+        moments=moments,
+        basis=basis.flip(1),
+        spectrum=SketchedSpectrum(eigenvalues, moments.rounding),
+        queries=points,
+        query_rows=rows,
+        query_report=report,
+        sample=sample,
+    )
+
+
+def read_array(path: Path) -> Tensor:
+    """Return the array of an .npy file, or the tensor of a .pt file."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix == ".npy":
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (ValueError, TypeError, EOFError) as error:
+            raise UserError(f"{path} is no readable .npy file of numbers") from error
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    # torch's unpickler raises whatever the bytes lead it to
+    except Exception as error:
+        raise UserError(f"{path} is no readable .npy file or file of torch.save") from error
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{path} holds a {type(tensor).__name__}; it must hold one tensor")
+    return tensor
+
+
+def _read_norms(path: Path, num_rows: int) -> Tensor:
+    norms = read_array(path).double().squeeze()
+    if norms.shape != (num_rows,) or not norms.isfinite().all() or (norms < 0).any():
+        raise UserError(
+            f"--norms {path}: {num_rows} finite numbers >= 0 are needed, one a row; got {tuple(norms.shape)}"
+        )
+    return norms
+
+
+def _units(rows: Tensor) -> Tensor:
+    lengths = rows.norm(dim=1, keepdim=True)
+    return (rows / lengths)[lengths.flatten() > 0]

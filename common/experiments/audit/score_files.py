@@ -1,0 +1,76 @@
+"""All scores and standard errors in two .npy files, written as they come and resumed where that stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from common.experiments.audit.scores import Scorer, stream
+from common.foundations.storage import make_folder, write_json, writing_to
+from common.foundations.tensor_files import fingerprint
+from common.stores.store import Store
+
+NAMES = ("scores.npy", "standard_errors.npy")
+PROGRESS = "unfinished.json"
+
+
+def write_scores(folder: Path, scorer: Scorer, store: Store) -> None:
+    """Write `scores.npy` and `standard_errors.npy`, (k, n) float32 each, into `folder`.
+
+    Until both are whole they are called `.unfinished` and `unfinished.json` says how far they are: the same audit goes
+    on from there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    make_folder(folder)
+    shape = (len(scorer.queries), store.num_rows)
+    identity = {"ridge": scorer.ridge, "shape": list(shape), "made_of": fingerprint(scorer.inverse, scorer.queries)}
+    paths = [folder / f"{name}.unfinished" for name in NAMES]
+    done = _rows_done(folder, identity) if all(path.exists() for path in paths) else 0
+    if done:
+        print(f"{folder}: continuing after {done} of {store.num_rows} training rows")
+    with writing_to(folder):
+        if not done:
+            offsets = [_create(path, shape) for path in paths]
+            write_json(folder / PROGRESS, identity | {"rows": 0, "offsets": offsets})
+        offsets = json.loads((folder / PROGRESS).read_text())["offsets"]
+        for start, *blocks in stream(scorer, store, done):
+            for path, offset, block in zip(paths, offsets, blocks, strict=True):
+                _write_columns(path, offset, shape, start, block)
+            write_json(folder / PROGRESS, identity | {"rows": start + blocks[0].shape[1], "offsets": offsets})
+        for path, name in zip(paths, NAMES, strict=True):
+            os.replace(path, folder / name)
+        (folder / PROGRESS).unlink()
+
+
+def _rows_done(folder: Path, identity: dict) -> int:
+    try:
+        record = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return int(record["rows"]) if all(record[name] == value for name, value in identity.items()) else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _create(path: Path, shape: tuple[int, int]) -> int:
+    """Write an empty .npy of float32 and return the bytes before its numbers."""
+    with open(path, "wb") as stream_:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream_, header)
+        offset = stream_.tell()
+        stream_.truncate(offset + 4 * shape[0] * shape[1])
+    return offset
+
+
+def _write_columns(path: Path, offset: int, shape: tuple[int, int], start: int, block: Tensor) -> None:
+    # plain writes: pages of a memory map would count as memory of this process
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        for query, row in enumerate(block.float().numpy()):
+            os.pwrite(descriptor, row.tobytes(), offset + 4 * (query * shape[1] + start))
+    finally:
+        os.close(descriptor)

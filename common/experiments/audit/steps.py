@@ -1,0 +1,100 @@
+"""The steps of an audit: what is read, written and recorded on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+
+from common.experiments.audit import lds, reading, scores, tables, units
+from common.experiments.audit.options import AuditOptions
+from common.experiments.audit.reading import Audited
+from common.experiments.audit.score_files import write_scores
+from common.experiments.audit.truth import AuditTruth, read_truth
+from common.experiments.run import Run
+from common.experiments.selection import recommendation
+from common.foundations.errors import UserError
+from common.foundations.tensor_files import fingerprint
+from common.stores.store import dtype_name
+
+
+def read_stores(options: AuditOptions, run: Run) -> tuple[Audited, AuditTruth | None]:
+    """Return what one pass over the stores leaves, and the ground truth if there is one."""
+    store, queries = reading.open_stores(options)
+    law = options.proj_type or store.projection or "normal"
+    print(f"{store.format}: {store.num_rows} x {store.num_columns} {dtype_name(store.dtype)}, projection {law}")
+    truth = None
+    if options.ground_truth:
+        lds.num_val_queries(queries.num_rows, options.val_ratio)
+        truth = read_truth(options.ground_truth, store.num_rows, queries.num_rows)
+    with run.phase("reading"):
+        audited = reading.read(options, store, queries, None if truth is None else truth.masks)
+    losses = [] if truth is None else [truth.losses]
+    run.record(
+        data_fingerprint=fingerprint(audited.moments.second, audited.queries, *losses),
+        checkpoint_fingerprint=None,
+        workload_checksum=None,
+        device="cpu",
+        format=store.format,
+        dtype=dtype_name(store.dtype),
+        proj_type=law,
+        n=store.num_rows,
+        m=store.num_columns,
+        k=len(audited.queries),
+        smallest_resolved_ridge=audited.spectrum.smallest_ridge,
+    )
+    run.announce_replacement()
+    return audited, truth
+
+
+def ridges_of(options: AuditOptions, audited: Audited) -> list[float]:
+    """Return the grid of λ, with the one that was asked for."""
+    grid = options.ridges(audited.spectrum.eigenvalues.mean().item())
+    return grid if options.ridge is None else sorted({*grid, options.ridge})
+
+
+def check_resolved(audited: Audited, dimensions: pd.DataFrame) -> None:
+    """Refuse to go on where the store can see none of the λ."""
+    if not dimensions["resolved"].any():
+        limit = (
+            f"{audited.spectrum.smallest_ridge:.3g}, the smallest ridge that M = {audited.spectrum.size} columns show"
+        )
+        raise UserError(f"every λ of the grid, up to {dimensions['lambda'].max():.3g}, is below {limit}")
+
+
+def measure_lds(
+    options: AuditOptions, run: Run, audited: Audited, truth: AuditTruth, ridges: list[float]
+) -> pd.DataFrame:
+    """Write lds.csv and selection.json; return the former."""
+    with run.phase("lds"):
+        table = lds.measure(audited, truth, ridges, options.val_ratio, options.seed)
+    run.write_table("lds.csv", table)
+    selection, best = lds.choose(table, lds.num_val_queries(len(audited.queries), options.val_ratio))
+    run.write_json("selection.json", dataclasses.asdict(selection) | {"lambda_star_of_m": best})
+    print(f"\nutility-driven: {recommendation(selection)}")
+    for warning in selection.warnings:
+        print(f"warning: {warning}")
+    return table
+
+
+def choose_ridge(options: AuditOptions, summary: pd.DataFrame, lds_table: pd.DataFrame | None) -> tuple[float, str]:
+    """Return the λ of the scores, and why it is that one."""
+    if options.ridge is not None:
+        return options.ridge, "asked for"
+    best = None if lds_table is None else lds.best_ridge(lds_table)
+    return tables.choose_ridge(summary, options.target_eps) if best is None else (best, "the best validation LDS at M")
+
+
+def score(options: AuditOptions, run: Run, audited: Audited, ridge: float) -> pd.DataFrame:
+    """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first."""
+    with run.phase("scores"):
+        scorer = scores.make_scorer(audited, ridge)
+        top = scores.top_scores(scorer, audited, options.top_k)
+        run.write_table("top_scores.csv", top)
+    if options.write_scores is not None:
+        with run.phase("writing scores"):
+            write_scores(options.write_scores, scorer, audited.store)
+    mean = audited.spectrum.eigenvalues.mean().item()
+    run.write_table("lambda_units.csv", units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean))
+    run.record(solve=scorer.solve, mean_eigenvalue=mean)
+    return top

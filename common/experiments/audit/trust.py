@@ -1,0 +1,98 @@
+"""Reasons to believe or not to believe an audit, in words."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from common.experiments.audit.reading import Audited
+from common.stores.moments import RowReport
+from common.stores.store import dtype_name
+
+KNOWN_LAWS = ("normal", "rademacher", "sjlt")
+NEAR_M = 0.9
+# a folded store may differ by chance, rarely by more than this many standard errors
+MOST_SIGMAS = 4.0
+
+
+def verdicts(audited: Audited, dimensions: pd.DataFrame) -> list[str]:
+    """Return one line for everything that was looked at; lines that speak against the audit begin with `warning:`."""
+    lines = [_law(audited), _fold(dimensions), _size(audited, dimensions)]
+    lines += _rows("training", audited.moments.rows, audited)
+    if not audited.queries_are_rows:
+        lines += _rows("query", audited.query_report, audited)
+    return [line for line in lines if line]
+
+
+def law_is_known(audited: Audited) -> bool:
+    """Whether the law of the projection is one that the formulas hold for."""
+    return audited.proj_type in KNOWN_LAWS
+
+
+def _law(audited: Audited) -> str:
+    if audited.proj_type in KNOWN_LAWS:
+        source = "as the store says" if audited.store.projection == audited.proj_type else "as assumed: --proj_type"
+        return f"projection: {audited.proj_type} ({source}), a law that the formulas hold for"
+    what = {
+        "kronecker": "Kronecker-factored (two-sided for each module)",
+        "blocks": "one of its own for each module",
+    }[audited.proj_type]
+    return (
+        f"warning: the projection is {what}: d_λ, errors and error bars are unreliable, which folding may not show. "
+        "On a perceptron, error bars were half as long as they should be. A law that you know better: --proj_type"
+    )
+
+
+def _fold(dimensions: pd.DataFrame) -> str:
+    both = dimensions.dropna(subset=["d_lambda", "d_lambda_half"])
+    if both.empty:
+        return "warning: the folded store resolves none of these λ, so that nothing was compared"
+    gap = (both["d_lambda_half"] / both["d_lambda"] - 1).abs().max()
+    sigmas = ((both["d_lambda_half"] - both["d_lambda"]).abs() / both["d_lambda_std_error"]).max()
+    line = f"folding to M/2 moves d_λ by at most {gap:.2%} ({sigmas:.1f} standard errors) over {len(both)} λ"
+    return (
+        line if sigmas <= MOST_SIGMAS else f"warning: {line}: more than chance; rows or columns are not what they seem"
+    )
+
+
+def _size(audited: Audited, dimensions: pd.DataFrame) -> str:
+    size = audited.spectrum.size
+    unresolved = dimensions.loc[~dimensions["resolved"], "lambda"].tolist()
+    near = dimensions[dimensions["d_lambda"] > NEAR_M * size]["lambda"].tolist()
+    parts = []
+    if unresolved:
+        floor = audited.spectrum.smallest_ridge
+        parts.append(f"not resolved, below {floor:.3g}: λ = {_list(unresolved)}")
+    if near:
+        parts.append(f"d_λ above {NEAR_M:g} M, near the end of what M = {size} shows: λ = {_list(near)}")
+    return (
+        f"warning: {'; '.join(parts)}"
+        if parts
+        else f"every λ is resolved: d_λ at most {dimensions['d_lambda'].max():.4g}"
+    )
+
+
+def _rows(kind: str, report: RowReport, audited: Audited) -> list[str]:
+    dtype = dtype_name(audited.store.dtype)
+    lines = []
+    if report.zero_rows:
+        lines.append(
+            f"warning: {len(report.zero_rows)} of {report.num_rows} {kind} rows are zero: {_some(report.zero_rows)}"
+        )
+    if report.coarse_rows:
+        lines.append(
+            f"warning: {len(report.coarse_rows)} of {report.num_rows} {kind} rows are so short that {dtype} rounds off "
+            f"more than 1 % of them: {_some(report.coarse_rows)}; store float32, or unit rows with --norms"
+        )
+    if report.num_duplicates:
+        lines.append(f"{report.num_duplicates} of {report.num_rows} {kind} rows repeat an earlier one, bit by bit")
+    sound = report.num_rows - len(report.zero_rows) - len(report.coarse_rows)
+    lengths = f"lengths {report.shortest:.3g} to {report.longest:.3g}"
+    return [*lines, f"{sound} of {report.num_rows} {kind} rows are sound in {dtype} ({lengths})"]
+
+
+def _some(rows: tuple[int, ...]) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
+def _list(ridges: list[float]) -> str:
+    return ", ".join(f"{ridge:.3g}" for ridge in ridges)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.experiments.audit import reading
+from common.foundations.errors import UserError
+from tests.experiments.audit import cases
+from tests.stores.cases import everything, matrix, save_npy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_coordinates_are_rows_in_the_eigenbasis_of_s(tmp_path):
+    audited = cases.audit(cases.write_stores(tmp_path))
+    rotated = audited.basis.T @ audited.moments.second @ audited.basis
+    torch.testing.assert_close(rotated, audited.spectrum.eigenvalues.diag(), rtol=1e-8, atol=1e-10)
+    queries = audited.tabled_queries
+    torch.testing.assert_close(queries.norm(dim=1), torch.ones(cases.NUM_QUERIES).double())
+    back = queries @ audited.basis.T * audited.queries.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(back, audited.queries)
+
+
+def test_without_queries_training_rows_take_their_place(tmp_path):
+    chosen = cases.options(cases.write_stores(tmp_path).train, None)
+    audited = cases.audit(chosen)
+    assert audited.queries_are_rows
+    assert len(audited.query_rows) == 20
+    assert torch.equal(audited.queries, everything(audited.store)[audited.query_rows])
+
+
+def test_unit_rows_with_their_norms_are_the_rows(tmp_path):
+    chosen = cases.write_stores(tmp_path)
+    rows = torch.from_numpy(np.load(chosen.train))
+    lengths = rows.norm(dim=1)
+    units = save_npy(tmp_path / "units.npy", rows / lengths[:, None])
+    np.save(tmp_path / "norms.npy", lengths.numpy())
+    audited = cases.audit(cases.options(units, chosen.queries, norms=tmp_path / "norms.npy"))
+    torch.testing.assert_close(audited.moments.second, cases.audit(chosen).moments.second)
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [np.ones(3), np.ones((200, 2)), np.full(200, np.nan), np.full(200, -1.0)],
+    ids=["few", "many", "nan", "< 0"],
+)
+def test_norms_that_do_not_fit_are_refused(tmp_path, norms):
+    chosen = cases.write_stores(tmp_path)
+    np.save(tmp_path / "norms.npy", norms)
+    with pytest.raises(UserError, match=r"--norms .*200 finite numbers >= 0"):
+        reading.open_stores(cases.options(chosen.train, None, norms=tmp_path / "norms.npy"))
+
+
+def test_queries_with_other_columns_are_refused(tmp_path):
+    chosen = cases.write_stores(tmp_path)
+    queries = save_npy(tmp_path / "other.npy", matrix())
+    with pytest.raises(UserError, match=r"other\.npy has 6 columns and .*train\.npy has 96"):
+        reading.open_stores(cases.options(chosen.train, queries))
+
+
+def test_queries_that_are_all_zero_are_refused(tmp_path):
+    chosen = cases.write_stores(tmp_path)
+    queries = save_npy(tmp_path / "zero.npy", torch.zeros(3, cases.M))
+    with pytest.raises(UserError, match="every query row is zero"):
+        cases.audit(cases.options(chosen.train, queries))
+
+
+def test_the_law_is_the_one_asked_for_then_the_stores_then_normal(tmp_path):
+    chosen = cases.write_stores(tmp_path)
+    assert cases.audit(chosen).proj_type == "normal"
+    assert cases.audit(cases.options(chosen.train, None, proj_type="sjlt")).proj_type == "sjlt"
+    torch.save({"a": matrix(40, 20), "b": matrix(40, 20, 1)}, tmp_path / "g.pt")
+    assert cases.audit(cases.options(tmp_path / "g.pt", None)).proj_type == "blocks"
+    assert cases.audit(cases.options(tmp_path / "g.pt", None, module="b")).proj_type == "normal"

@@ -1,0 +1,125 @@
+"""Scores and error bars against explicit matrices, against the truth over many sketches, and Holm's procedure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import norm
+from statsmodels.stats.multitest import multipletests
+
+from common.experiments.audit import scores
+from common.experiments.audit.scores import make_scorer, significant_counts, top_scores
+from common.foundations.errors import UserError
+from tests.experiments.audit import cases
+from tests.stores.cases import everything, save_npy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def audited(tmp_path):
+    return cases.audit(cases.write_stores(tmp_path))
+
+
+def all_scores(audited, ridge):
+    return make_scorer(audited, ridge).scores(everything(audited.store))
+
+
+@pytest.mark.parametrize("ridge", cases.RIDGES)
+def test_scores_are_those_of_a_solve_with_the_corrected_ridge(audited, ridge):
+    """B̃ = gᵀPᵀ (S + κI)⁻¹ Pq with κ = λ(1 − d_λ/M)."""
+    z, q, s = everything(audited.store), audited.queries, audited.moments.second
+    solve = ridge * (1 - audited.spectrum.sums(torch.tensor(ridge, dtype=torch.float64)).first.item() / cases.M)
+    expected = q @ torch.linalg.inv(s + solve * torch.eye(cases.M, dtype=torch.float64)) @ z.T
+    torch.testing.assert_close(all_scores(audited, ridge)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("ridge", cases.RIDGES)
+def test_standard_errors_are_those_of_the_law_of_sketched_scores(audited, ridge):
+    """μ²/ν [ψ(g,g) ψ(q,q) + ψ(g,q)²], with ψ and ν = M − d_2 as the spectrum of the sketch gives them."""
+    spectrum, mu = audited.spectrum, torch.tensor([ridge], dtype=torch.float64)
+    z, q = everything(audited.store) @ audited.basis, audited.queries @ audited.basis
+    weights = spectrum.resolvent_weights(2, mu)[:, 0]
+    sums = spectrum.sums(mu)
+    dof = cases.M - (sums.first - sums.first_minus_second)
+    psi_qq, psi_gg, psi_qg = (q.square() @ weights)[:, None], z.square() @ weights, (q * weights) @ z.T
+    expected = (mu**2 / dof * (psi_gg * psi_qq + psi_qg**2)).sqrt()
+    torch.testing.assert_close(all_scores(audited, ridge)[1], expected, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rademacher", "sjlt"])
+def test_error_bars_are_calibrated_over_sketches(tmp_path, kind):
+    """60 sketches x 12 queries x 200 rows: sd of z within 4 % of 1, 95 % intervals cover 93.5 to 96.5 %."""
+    known = cases.gradients()
+    rotation = cases.reference.random_basis(cases.DIMENSION, torch.Generator().manual_seed(9))
+    z = {ridge: [] for ridge in cases.RIDGES}
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        sketch = (cases.reference.sketch_matrix(kind, cases.M, cases.DIMENSION, generator) @ rotation).T
+        train = save_npy(tmp_path / "train.npy", known.train @ sketch)
+        queries = save_npy(tmp_path / "queries.npy", known.queries @ sketch)
+        audited = cases.audit(cases.options(train, queries))
+        for ridge, values in z.items():
+            found, errors = all_scores(audited, ridge)
+            inverse = torch.linalg.inv(known.fisher + ridge * torch.eye(cases.DIMENSION, dtype=torch.float64))
+            values.append((found - known.queries @ inverse @ known.train.T) / errors)
+    for ridge, values in z.items():
+        values = torch.stack(values)
+        assert values.std().item() == pytest.approx(1, abs=0.04), ridge
+        assert (values.abs() < 1.96).double().mean().item() == pytest.approx(0.95, abs=0.015), ridge
+
+
+def test_listed_rows_are_the_largest_and_the_smallest_of_all(audited, monkeypatch):
+    monkeypatch.setattr("common.stores.store.CHUNK_BYTES", 8 * cases.M * 7)
+    table = top_scores(make_scorer(audited, 0.3), audited, 5)
+    values, errors = all_scores(audited, 0.3)
+    assert len(table) == 2 * 5 * cases.NUM_QUERIES
+    for query in range(cases.NUM_QUERIES):
+        for sign, factor in (("positive", 1), ("negative", -1)):
+            rows = table[(table["query"] == query) & (table["sign"] == sign)].sort_values("rank")
+            best = (factor * values[query]).topk(5)
+            assert rows["row"].tolist() == best.indices.tolist()
+            torch.testing.assert_close(torch.tensor(rows["score"].to_numpy()), factor * best.values)
+            torch.testing.assert_close(torch.tensor(rows["standard_error"].to_numpy()), errors[query, best.indices])
+
+
+@pytest.mark.parametrize("ridge", [0.3, 30.0])
+def test_significance_is_that_of_holms_procedure_over_all_rows(audited, ridge, monkeypatch):
+    monkeypatch.setattr(scores, "MOST_SIGNIFICANT", cases.NUM_TRAIN)
+    table = top_scores(make_scorer(audited, ridge), audited, 5)
+    values, errors = all_scores(audited, ridge)
+    counts = significant_counts(table)
+    for query in range(cases.NUM_QUERIES):
+        p = 2 * norm.sf((values[query] / errors[query]).abs().numpy())
+        rejected, corrected, *_ = multipletests(p, 0.05, method="holm")
+        rows = table[table["query"] == query]
+        assert rows["significant"].tolist() == rejected[rows["row"]].tolist()
+        assert rows["holm_p"].tolist() == pytest.approx(corrected[rows["row"]].tolist())
+        assert counts[query] == rejected[rows["row"]].sum()
+    assert 0 < table["significant"].sum() < len(table)
+
+
+def test_rows_left_out_of_holms_procedure_only_make_it_stricter(audited, monkeypatch):
+    scorer = make_scorer(audited, 30.0)
+    monkeypatch.setattr(scores, "MOST_SIGNIFICANT", cases.NUM_TRAIN)
+    whole = top_scores(scorer, audited, 5)
+    monkeypatch.setattr(scores, "MOST_SIGNIFICANT", 1)
+    few = top_scores(scorer, audited, 5)
+    assert (few["holm_p"] >= whole["holm_p"]).all()
+    assert not (few["significant"] & ~whole["significant"]).any()
+
+
+def test_zero_rows_have_no_score_and_are_never_significant(tmp_path):
+    rows = cases.gradients().train[:, : cases.M].clone()
+    rows[3] = 0
+    audited = cases.audit(cases.options(save_npy(tmp_path / "train.npy", rows), None, num_test_grads=200))
+    table = top_scores(make_scorer(audited, 3.0), audited, 200)
+    zero = table[(table["row"] == 3) | (table["query"] == 3)]
+    assert (zero["score"] == 0).all()
+    assert not zero["significant"].any()
+    assert not table["holm_p"].isna().any()
+
+
+def test_a_ridge_that_the_store_cannot_see_is_refused(audited):
+    with pytest.raises(UserError, match=r"--ridge 1e-09 is below .*smallest ridge that this store of M = 96 columns"):
+        make_scorer(audited, 1e-9)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.experiments.audit import tables, trust
+from tests import reference_theory as reference
+from tests.experiments.audit import cases
+from tests.stores.cases import save_npy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def verdicts(audited, ridges=cases.RIDGES):
+    return trust.verdicts(audited, tables.effective_dimensions(audited, ridges))
+
+
+@pytest.mark.parametrize("kind", ["normal", "rademacher", "sjlt"])
+def test_a_sound_store_has_no_warning(tmp_path, kind):
+    for seed in range(5):
+        lines = verdicts(cases.audit(cases.write_stores(tmp_path, seed=seed, kind=kind)), [3.0, 30.0])
+        assert not [line for line in lines if line.startswith("warning")], lines
+
+
+@pytest.mark.parametrize("law", ["kronecker", "blocks"])
+def test_projections_whose_law_is_not_known_are_named(tmp_path, law):
+    audited = replace(cases.audit(cases.write_stores(tmp_path)), proj_type=law)
+    assert not trust.law_is_known(audited)
+    assert any("unreliable" in line for line in verdicts(audited) if line.startswith("warning"))
+
+
+def test_what_is_not_resolved_and_what_is_near_the_end_are_named(tmp_path):
+    audited = cases.audit(cases.write_stores(tmp_path))
+    floor = audited.spectrum.smallest_ridge
+    (line,) = [line for line in verdicts(audited, [floor / 2, floor * 1.05, 3.0]) if "resolved" in line]
+    assert line.startswith("warning: not resolved")
+    assert "near the end of what M = 96 shows" in line
+
+
+def test_a_store_whose_columns_are_not_alike_does_not_pass_the_fold(tmp_path):
+    """Columns scaled from 1 to 100: no sketch with one law."""
+    chosen = cases.write_stores(tmp_path)
+    rows = torch.from_numpy(np.load(chosen.train)) * torch.logspace(0, 2, cases.M)
+    audited = cases.audit(cases.options(save_npy(tmp_path / "scaled.npy", rows), None))
+    assert any("more than chance" in line for line in verdicts(audited, [300.0, 3000.0, 30_000.0]))
+
+
+def test_a_store_of_some_of_the_parameters_passes_the_fold_all_the_same(tmp_path):
+    """What folding cannot see: gradients cut to the second half of their coordinates before they were projected."""
+    known = cases.gradients().train
+    cut = torch.where(torch.arange(cases.DIMENSION) < cases.DIMENSION // 2, 0, known)
+    sketch = reference.sketch_matrix("normal", cases.M, cases.DIMENSION, torch.Generator().manual_seed(1)).T
+    audited = cases.audit(cases.options(save_npy(tmp_path / "cut.npy", cut @ sketch), None))
+    table = tables.effective_dimensions(audited, [0.3])
+    eigenvalues = torch.linalg.eigvalsh(known.T @ known / len(known)).clamp(min=0)
+    exact = (eigenvalues / (eigenvalues + 0.3)).sum().item()
+    error = table["d_lambda_std_error"][0]
+    assert abs(table["d_lambda"][0] - exact) > 20 * error
+    assert abs(table["d_lambda_half"][0] - table["d_lambda"][0]) < trust.MOST_SIGMAS * error
+
+
+def test_rows_that_rounding_has_spoilt_are_counted_and_named(tmp_path):
+    rows = cases.gradients().train[:, : cases.M].clone()
+    rows[7], rows[11], rows[5] = rows[7] * 1e-7, 0, rows[6]
+    audited = cases.audit(cases.options(save_npy(tmp_path / "half.npy", rows.half()), None))
+    lines = verdicts(audited)
+    assert any("1 of 200 training rows are zero: 11" in line for line in lines)
+    assert any("1 of 200 training rows are so short that float16 rounds off more than 1 %" in line for line in lines)
+    assert any("1 of 200 training rows repeat" in line for line in lines)
+    assert any(line.startswith("198 of 200 training rows are sound in float16") for line in lines)
