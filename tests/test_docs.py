@@ -14,18 +14,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from common.experiments import script
 from common.workloads import pairs
 from tests.documents import PAGES, ROOT, anchors, code_spans, commands, links, read, sections, tables
+from tests.experiments.audit import cases as audit_cases
 from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCRIPTS = ("spectrum_bounds.py", "hyperparam_selection.py", "bench.py")
+SCRIPTS = ("spectrum_bounds.py", "hyperparam_selection.py", "audit_projections.py", "bench.py")
 SECTIONS_OF_OPTIONS = {
     "spectrum_bounds.py": ("Both experiments", "Only spectrum_bounds.py"),
     "hyperparam_selection.py": ("Both experiments", "Only hyperparam_selection.py"),
+    "audit_projections.py": ("audit_projections.py",),
     "bench.py": ("bench.py",),
 }
 FILES = sections(read("docs/files.md"))
@@ -191,6 +194,18 @@ def test_every_command_of_an_experiment_runs(words, tmp_path, toy_benchmarks):
 # --- files of a run -----------------------------------------------------------------------------------------
 
 
+def audit_options(folder: Path) -> list[str]:
+    """Write two stores and a ground truth, and return the options that audit them."""
+    stores = audit_cases.write_stores(folder)
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(20, audit_cases.NUM_TRAIN, generator=generator) < 0.5
+    losses = torch.randn(20, audit_cases.NUM_QUERIES, generator=generator)
+    torch.save(masks, folder / "masks.pt")
+    torch.save(losses, folder / "losses.pt")
+    options = ["--train", stores.train, "--queries", stores.queries, "--ground_truth", folder, "--val_ratio", "0.5"]
+    return [*map(str, options), "--write_scores", str(folder / "scores")]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Return experiment -> folder of a toy run that writes all there is to write."""
@@ -203,7 +218,8 @@ def finished(tmp_path_factory):
         common += [f"--{option}", str(folder / option)]
     assert run("spectrum_bounds.py", *common, "--proj_type", "sjlt", "--grad_dtype", "bfloat16") == 0
     assert run("hyperparam_selection.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
-    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in SCRIPTS[:2]]
+    assert run("audit_projections.py", *audit_options(folder), "--output_dir", str(folder / "output_dir")) == 0
+    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in SCRIPTS[:3]]
     return {path.parent.name: path for path in folders} | {"bench": ROOT / "results" / "bench"}
 
 
@@ -244,6 +260,23 @@ def test_every_field_of_selection_json_is_documented_and_every_documented_field_
     assert set(selection) == documented(section)
     nested = {*selection["theory_m"][0], *selection["m_at_least_d_lambda"], *selection["predicted_choice"]}
     assert nested <= set(code_spans(FILES[section]))
+
+
+def test_every_field_that_an_audit_writes_is_documented_and_every_documented_field_is_there(finished):
+    config, selection, other = (
+        json.loads((finished[experiment] / name).read_text())
+        for experiment, name in (
+            ("audit_projections", "config.json"),
+            ("audit_projections", "selection.json"),
+            ("hyperparam_selection", "selection.json"),
+        )
+    )
+    section = "audit_projections: config.json"
+    assert set(config) - documented("config.json") == documented(section) - documented("config.json")
+    assert documented(section) <= set(config)
+    assert set(config["seconds"]) | set(config) <= set(code_spans(FILES[section]))
+    assert set(selection) - set(other) == documented("audit_projections: selection.json")
+    assert set(other) - set(selection) == {"predicted_choice"}
 
 
 # --- what runs without a reader -----------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     """Return the checked options of the command line, and what the run folder is named after."""
     parser = arguments.OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--train", type=Path, required=True, help="store of the projected training gradients: file or folder")
+    add("--train", type=Path, default=None, help="store of the projected training gradients: file or folder")
     add("--queries", type=Path, default=None, help="store of the projected query gradients; default: training rows")
     add("--format", choices=FORMAT_NAMES, default=None, help="of the stores; default: found out")
     add("--rows", type=_rows, default=None, help="training rows used, START:STOP or START:STOP:STEP as in Python")
@@ -87,13 +87,16 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     add("--ridge", type=_positive_float, default=None, help="ridge λ of the scores; default: chosen")
     add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that m and λ must reach")
     add("--top_k", type=arguments.positive_int, default=20, help="training rows listed for each query and sign")
-    add("--ground_truth", type=Path, nargs="+", default=[], help="folder, or file of subsets and file of losses")
+    add("--ground_truth", type=Path, nargs="+", default=None, help="folder, or file of subsets and file of losses")
     add("--val_ratio", type=arguments.open_unit_float, default=0.1, help="share of the queries that select λ by LDS")
     add("--write_scores", type=Path, default=None, help="folder for all scores and their standard errors")
     add("--num_test_grads", type=arguments.positive_int, default=500, help="queries behind the tables of errors")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
     add("--seed", type=arguments.seed_int, default=42, help="seed of the samples of rows and pairs")
     args = parser.parse_args()
+    if args.train is None:
+        raise UserError("--train: name the store of projected training gradients, a file or a folder")
+    args.ground_truth = args.ground_truth or []
     if len(args.ground_truth) > 2:
         raise UserError(f"--ground_truth takes a folder or two files, got {len(args.ground_truth)} paths")
     if args.ground_truth and args.rows is not None:
@@ -128,4 +131,4 @@ def _plain(value: object) -> object:
     """Return what JSON can hold."""
     if isinstance(value, slice):
         return ":".join("" if part is None else str(part) for part in (value.start, value.stop, value.step)).rstrip(":")
-    return [str(path) for path in value] if isinstance(value, list) else value
+    return [str(path) for path in value] or None if isinstance(value, list) else value

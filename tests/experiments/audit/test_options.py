@@ -44,7 +44,6 @@ def test_the_folder_is_named_after_the_store_and_what_changes_the_numbers(monkey
         (["--train", "g", "--rows", "1:5:0"], "STEP >= 1"),
         (["--train", "g", "--ridge", "0"], "--ridge: '0' is not allowed; must be a number > 0"),
         (["--train", "g", "--format", "csv"], "invalid choice: 'csv'"),
-        ([], "--train"),
     ],
 )
 def test_bad_values_are_one_line_and_status_2(monkeypatch, capsys, words, message):
@@ -66,3 +65,5 @@ def test_bad_values_are_one_line_and_status_2(monkeypatch, capsys, words, messag
 def test_contradictions_are_refused(monkeypatch, words, message):
     with pytest.raises(UserError, match=message):
         parsed(monkeypatch, "--train", "g", *words)
+    with pytest.raises(UserError, match="--train: name the store"):
+        parsed(monkeypatch)
