@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import nan
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -27,7 +26,10 @@ def unit_ranks(values: Tensor) -> Tensor:
     if values.ndim != 2:
         raise ValueError(f"values to rank must have shape (S, k), not {tuple(values.shape)}")
     values = values.detach().cpu().double()
-    ranks = torch.as_tensor(rankdata(values.numpy(), method="average", axis=0))
+    columns = values.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    smaller, not_larger = (torch.searchsorted(ordered, columns, side=side) for side in ("left", "right"))
+    ranks = (smaller + not_larger + 1).double().T / 2
     # Multiples of one half: these differences and their sum of squares are exact, and 0 / 0 marks constants.
     centred = ranks - (len(values) + 1) / 2
     scaled = centred / centred.square().sum(dim=0).sqrt()
