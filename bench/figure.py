@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from common.experiments.spectrum_figure import MARKERS, STYLE, save_figure
+from common.experiments.figures import MARKERS, STYLE, save_figure
 
 GROWTH_LABELS = {"n": "training samples n", "d": "parameters d", "m": "projection dimension m"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
@@ -16,8 +17,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 def draw_bench(folder: Path, table: pd.DataFrame, growth: pd.DataFrame) -> None:
     """Write figure.png and figure.pdf from the tables of bench_tables.join and bench_growth.measure_growth."""
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplot_mosaic("SSP;ndm", figsize=(11, 7), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        panels = figure.subplot_mosaic("SSP;ndm")
         _draw_sweep(panels["S"], table)
         _draw_preparation(panels["P"], table[~table["what"].isin(["sweep", "whole sweep"])])
         for axis, label in GROWTH_LABELS.items():

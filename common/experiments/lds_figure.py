@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
+from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, save_figure
 from common.experiments.selection import Selection
-from common.experiments.spectrum_figure import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, save_figure
 
 MAX_CURVES = 5
 ORANGE, BLUE = "#D55E00", "#0072B2"
@@ -30,8 +31,9 @@ def draw_hyperparam_selection(
         selection: the choices; None where nothing was measured.
         title: says what was measured.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(14, 8.8), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14, 8.8), layout="constrained")
+        axes = figure.subplots(2, 3)
         for panel, group, queries in ((axes[0, 0], "val", "validation queries"), (axes[0, 1], "test", "test queries")):
             _draw_over_ridge(panel, table, predicted, group)
             panel.set_title(f"LDS against λ, {queries}")
@@ -48,7 +50,7 @@ def _draw_over_ridge(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame, g
     sketched, exact = _split(table)
     grid = sorted(set(sketched["m"]) & {2**j for j in range(40)})
     chosen = [grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(MAX_CURVES, len(grid)))]
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(chosen)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
     for m, colour, marker in zip(chosen, colours, MARKERS, strict=False):
         line = predicted[predicted["m"] == m]
         axes.plot(line["lambda"], line[f"predicted_{group}_lds"], "-", color=colour, linewidth=1)
@@ -106,7 +108,7 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
     sketched, exact = _split(table)
     best = exact.set_index("lambda")["test_lds"]
     useful = [ridge for ridge, lds in best.items() if lds > max(0, 0.2 * best.max())]
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(1, len(useful))))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(1, len(useful))))
     for ridge, colour, marker in zip(useful, colours, MARKERS, strict=False):
         line = predicted[predicted["lambda"] == ridge]
         axes.plot(line["m_over_d_lambda"], line["predicted_test_lds"] / best[ridge], "-", color=colour, linewidth=1)

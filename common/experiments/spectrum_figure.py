@@ -1,46 +1,25 @@
-"""The pictures: measured points over predicted lines, readable in grey and by the colour-blind."""
+"""The picture of experiment 1: measured points over predicted lines, readable in grey and by the colour-blind."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.transforms import offset_copy
 
-from common.foundations.storage import write_atomically
+from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, lay_out, legend_below, save_figure
 from common.theory.spectrum import Spectrum, effective_dimension
-
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "lines.markersize": 4,
-    "savefig.dpi": 150,
-}
-MARKERS = "osD^vPX*<>hd"
-MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
 
 
 def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, title: str) -> None:
     """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
-    with plt.rc_context(STYLE):
-        figure, ((errors, ratios), (eigenvalues, dimensions)) = plt.subplots(
-            2, 2, figsize=(10, 8.4), layout="constrained"
-        )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 8.4), layout="constrained")
+        (errors, ratios), (eigenvalues, dimensions) = figure.subplots(2, 2)
         measured = "eps_95" in table
         for (ridge, cells), colour, marker in _by_ridge(table):
             x, label = cells["m_over_d_lambda"], f"{ridge:.0e}"
@@ -71,33 +50,9 @@ def _draw_corrected(axes: Axes, x: pd.Series, cells: pd.DataFrame, name: str, co
         axes.plot(x, cells[f"corrected_{name}"], marker, color=colour, markerfacecolor="white")
 
 
-def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
-    """Place the legend of a panel below its x label, where no data can lie."""
-    below_label = offset_copy(axes.transAxes, axes.figure, y=-30, units="points")
-    axes.legend(
-        title=title,
-        ncols=ncols,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        bbox_transform=below_label,
-        columnspacing=1.2,
-        handletextpad=0.5,
-    )
-
-
-def save_figure(figure: Figure, folder: Path) -> None:
-    """Write figure.png and figure.pdf, each whole or not at all, and close the figure."""
-    for kind in ("png", "pdf"):
-        buffer = io.BytesIO()
-        # no date inside: the same numbers give the same file
-        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
-        write_atomically(folder / f"figure.{kind}", buffer.getvalue())
-    plt.close(figure)
-
-
 def _by_ridge(table: pd.DataFrame):
     groups = list(table.groupby("lambda"))
-    colours = plt.get_cmap("viridis")([0.9 * i / max(1, len(groups) - 1) for i in range(len(groups))])
+    colours = matplotlib.colormaps["viridis"]([0.9 * i / max(1, len(groups) - 1) for i in range(len(groups))])
     return zip(groups, colours, (MARKERS * (len(groups) // len(MARKERS) + 1))[: len(groups)], strict=True)
 
 
@@ -155,7 +110,7 @@ def _draw_effective_dimension(axes: Axes, spectrum: Spectrum, table: pd.DataFram
 
 def _thin_out(labels: list[Annotation], figure: Figure) -> None:
     """Remove each label that would touch the last one kept to its left."""
-    figure.draw_without_rendering()  # only the layout says how far apart labels are
+    lay_out(figure)  # only the layout says how far apart labels are
     last = None
     for label in labels:
         box = label.get_window_extent().padded(2, 0)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
@@ -204,17 +202,6 @@ def test_figures_are_closed_and_styles_restored(draw, geometry):
     draw(make_table(geometry))
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
-
-
-def test_a_figure_that_cannot_be_drawn_leaves_no_file(tmp_path):
-    class Failing:
-        def savefig(self, stream: io.BytesIO, **_):
-            stream.write(b"half")
-            raise MemoryError
-
-    with pytest.raises(MemoryError):
-        spectrum_figure.save_figure(Failing(), tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_measured_tables_may_have_more_columns(draw, geometry):

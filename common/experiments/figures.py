@@ -1,0 +1,62 @@
+"""How all figures look, how they are laid out, and how they are written: no figure needs pyplot or a window."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
+
+from common.foundations.storage import write_atomically
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "figure.dpi": 150,
+}
+MARKERS = "osD^vPX*<>hd"
+MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
+
+
+def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
+    """Place the legend of a panel below its x label, where no data can lie."""
+    below_label = offset_copy(axes.transAxes, axes.figure, y=-30, units="points")
+    axes.legend(
+        title=title,
+        ncols=ncols,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below_label,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
+
+
+def lay_out(figure: Figure) -> None:
+    """Give every panel its place, once: measuring all texts takes longer than drawing them."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
+def save_figure(figure: Figure, folder: Path) -> None:
+    """Write figure.png and figure.pdf, each whole or not at all, in one layout."""
+    lay_out(figure)
+    png, pdf = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    # no date inside: the same numbers give the same file
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    write_atomically(folder / "figure.png", png.getvalue())
+    write_atomically(folder / "figure.pdf", pdf.getvalue())
