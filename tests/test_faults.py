@@ -262,6 +262,21 @@ def test_ctrl_c_while_a_unit_is_written_finishes_it_and_says_how_to_go_on(script
     assert tables(scripts.results("spectrum_bounds")) == expected
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_line_and_leaves_nothing(scripts):
+    words = scripts.words("spectrum_bounds", "--dataset=mnist")
+    words = [word for word in words if not word.startswith("--workload")]
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *words], **pipes)
+    while not list((scripts.folder / "output").glob("*/*/unfinished/lock")):  # made before torch is imported
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors.count("\n")) == (130, 2), errors
+    assert errors.startswith("\ninterrupted: the same command continues")
+    assert list((scripts.folder / "output").glob("*/*")) == []
+
+
 def test_a_fresh_run_forgets_finished_units(scripts):
     with largest_file(7000):
         assert scripts.run("spectrum_bounds")[0] == 2

@@ -47,6 +47,7 @@ def lay_out(figure: Figure) -> None:
     """Give every panel its place, once: measuring all texts takes longer than drawing them."""
     engine = figure.get_layout_engine()
     if engine is not None:
+        FigureCanvasAgg(figure)  # measures with what will draw, which remembers the sizes of texts
         engine.execute(figure)
         figure.set_layout_engine("none")
 
@@ -55,7 +56,7 @@ def save_figure(figure: Figure, folder: Path) -> None:
     """Write figure.png and figure.pdf, each whole or not at all, in one layout."""
     lay_out(figure)
     png, pdf = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
+    figure.canvas.print_png(png)
     # no date inside: the same numbers give the same file
     FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
     write_atomically(folder / "figure.png", png.getvalue())

@@ -87,18 +87,13 @@ class Run:
         self.folder = make_folder(self.results / "unfinished")
         self._release = self._take_folder()
         self.started = time.perf_counter()
-        self.config = {
-            "experiment": request.experiment,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "options": {o.name: _plain(o.value) for o in sorted(request.options, key=lambda o: o.name)},
-            "git_commit": git_commit(ROOT),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_torch().get_num_threads()} threads",
-            "finished": False,
-            "seconds": {},
-        }
-        self.save_config()
+        try:
+            self.config = _describe(request)
+            self.save_config()
+        except BaseException:  # Ctrl-C above all: importing torch takes a second
+            self._clear()
+            self._release()
+            raise
 
     def __enter__(self) -> Run:
         return self
@@ -195,6 +190,21 @@ class Run:
             os.replace(self.folder / config.name, config)
             shutil.rmtree(self.folder)
         print(f"results: {self.results}{os.sep}  ({self.config['seconds']['total']:.0f} s)")
+
+
+def _describe(request: RunRequest) -> dict:
+    """Return what config.json says before anything is computed."""
+    return {
+        "experiment": request.experiment,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "options": {o.name: _plain(o.value) for o in sorted(request.options, key=lambda o: o.name)},
+        "git_commit": git_commit(ROOT),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_torch().get_num_threads()} threads",
+        "finished": False,
+        "seconds": {},
+    }
 
 
 def bad_values(summary: pd.DataFrame, what: str) -> str | None:
