@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ from common.foundations.errors import UserError
 from common.workloads.names import DATASET_NAMES, MODEL_NAMES, check_file, check_pair
 
 DEFAULT_PAIR = ("mnist", "mlp")
+NO_CUDA = "--device cuda: no CUDA device is available here; use --device cpu"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -101,7 +103,7 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     )
     add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
     add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
-    add("--data_dir", type=Path, default=Path("data"), help="folder of datasets that are not embedded")
+    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
     add(
         "--benchmark",
@@ -143,6 +145,8 @@ def check_shared_options(args: argparse.Namespace) -> None:
     else:
         args.dataset, args.model = args.dataset or DEFAULT_PAIR[0], args.model or DEFAULT_PAIR[1]
         check_pair(args.dataset, args.model)
+    if args.device == "cuda" and version("torch").endswith("+cpu"):  # a build that knows of no GPU
+        raise UserError(NO_CUDA)
     if args.epochs is not None and args.benchmark != "local":
         raise UserError(f"--epochs {args.epochs} trains anew; --benchmark {args.benchmark} comes trained")
     if args.num_train is not None and args.benchmark != "local":

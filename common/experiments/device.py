@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from common.experiments.arguments import NO_CUDA
 from common.foundations.errors import UserError
 
 
@@ -14,7 +15,7 @@ def choose_device(name: str | None) -> torch.device:
         UserError: CUDA was asked for and is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
+        raise UserError(NO_CUDA)
     if name is None and not torch.cuda.is_available():
         print("no CUDA device: running on the CPU")
     # TF32 would leave gradients and sketches three digits

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,11 @@ def test_help_and_refusals_import_nothing_that_takes_time(name, options, status)
 )
 def test_contradictions_import_nothing_that_takes_time(name, options):
     check_imports(name, options, 2)
+
+
+@pytest.mark.skipif(not version("torch").endswith("+cpu"), reason="torch must be asked whether there is a GPU")
+def test_a_gpu_that_this_build_of_torch_cannot_use_is_refused_without_importing_it():
+    check_imports("spectrum_bounds.py", ("--device", "cuda"), 2)
 
 
 def check_imports(name, options, status):
