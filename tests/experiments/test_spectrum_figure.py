@@ -30,7 +30,7 @@ def make_table(geometry, measured=True, ridges=None, ms=None, ridge_correction=F
     ridges, ms = ridges or RIDGES, ms or MS
     spectrum = ExactSpectrum(geometry.eigenvalues)
     d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
-    table = predict(Cells(spectrum, ms, ridges, d_lambda, ridge_correction), geometry)
+    table = predict(Cells(spectrum, ms, ridges, d_lambda, ridge_correction), geometry.queries)
     if measured:
         table["eps_95"] = 1.1 * table["predicted_eps_95"]
         table["mean_ratio"] = 0.9 * table["predicted_mean_ratio"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from common.experiments.spectrum_figure import MARKERS, STYLE, legend_below, save_figure
+from common.experiments.figures import MARKERS, STYLE, legend_below, save_figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 MOST_RIDGES = 6
@@ -25,8 +26,9 @@ def draw_audit(
     title: str,
 ) -> None:
     """Write figure.png and figure.pdf; without a ground truth the fourth panel has the errors of cross scores."""
-    with plt.rc_context(STYLE):
-        figure, ((dimension, errors), (scores, last)) = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 8.4), layout="constrained")
+        (dimension, errors), (scores, last) = figure.subplots(2, 2)
         _draw_dimensions(dimension, dimensions)
         _draw_errors(errors, summary, "eps_95", "Error of self-influence")
         _draw_scores(scores, top, ridge)
@@ -63,7 +65,7 @@ def _draw_dimensions(axes: Axes, table: pd.DataFrame) -> None:
 def _draw_errors(axes: Axes, table: pd.DataFrame, name: str, title: str) -> None:
     ridges = sorted(table["lambda"].unique())
     shown = [ridges[i] for i in np.unique(np.linspace(0, len(ridges) - 1, MOST_RIDGES).round().astype(int))]
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(shown)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(shown)))
     for ridge, colour, marker in zip(shown, colours, MARKERS, strict=False):
         cells = table[table["lambda"] == ridge]
         axes.plot(cells["m"], cells[f"predicted_{name}"], "-", color=colour, marker=marker, label=f"{ridge:.1e}")
@@ -114,7 +116,7 @@ def _draw_scores(axes: Axes, top: pd.DataFrame, ridge: float) -> None:
 
 def _draw_lds(axes: Axes, table: pd.DataFrame, ridge: float) -> None:
     sizes = sorted(table["m"].unique(), reverse=True)[:MOST_RIDGES]
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(sizes)))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(sizes)))
     for m, colour, marker in zip(sizes, colours, MARKERS, strict=False):
         cells = table[table["m"] == m]
         axes.plot(cells["lambda"], cells["test_lds"], "-", marker=marker, color=colour, label=f"{m}")
