@@ -97,7 +97,8 @@ def _dimensions(max_m: int) -> list[int]:
 
 
 def _sweep(route: Callable, benchmark_dir: Path, num_train: int, max_m: int) -> pd.DataFrame:
-    return run_route(route, *_prepared(benchmark_dir, num_train), _dimensions(max_m))
+    workload, model, geometry, exact = _prepared(benchmark_dir, num_train)
+    return run_route(route, workload, model, geometry, exact, _dimensions(max_m))
 
 
 def run_route(route: Callable, workload, model, geometry, exact, ms: list[int]) -> pd.DataFrame:
@@ -105,7 +106,8 @@ def run_route(route: Callable, workload, model, geometry, exact, ms: list[int]) 
 
     A route is repeated, with the same random numbers, until it has run for ENOUGH_SECONDS; a row has the median.
     """
-    passes, start = [], time.perf_counter()
+    passes: list[pd.DataFrame] = []
+    start = time.perf_counter()
     while not passes or (time.perf_counter() - start < ENOUGH_SECONDS and len(passes) < MOST_PASSES):
         rows = [
             {"m": m, "seconds": seconds, "eps_95": _eps_95(scores, exact), **memory}
@@ -113,7 +115,7 @@ def run_route(route: Callable, workload, model, geometry, exact, ms: list[int]) 
         ]
         passes.append(pd.DataFrame(rows))
     medians = pd.concat(passes).groupby("m", as_index=False).median()
-    return medians.astype({name: int for name in medians if name.endswith("_bytes")})
+    return medians.astype({name: int for name in medians.columns if name.endswith("_bytes")})
 
 
 def _noise(benchmark_dir: Path, num_train: int, max_m: int) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def open_unit_float(text: str) -> float:
 
 def power_of_two(text: str) -> int:
     """Parse 1, 2, 4, 8, ..."""
-    return _parse(text, int, lambda value: value >= 1 and value & (value - 1) == 0, "a power of two: 1, 2, 4, ...")
+    return _parse(text, int, lambda value: value >= 1 and int(value).bit_count() == 1, "a power of two: 1, 2, 4, ...")
 
 
 def make_parser(description: str, min_m: int) -> OneLineParser:
@@ -187,8 +187,8 @@ def run_request(experiment: str, args: argparse.Namespace, parser: argparse.Argu
 
 def _workload(args: argparse.Namespace) -> WorkloadChoice:
     return WorkloadChoice(
-        dataset=args.dataset,
-        model=args.model,
+        dataset=args.dataset or "",
+        model=args.model or "",
         file=args.workload,
         num_train=args.num_train,
         epochs=args.epochs,

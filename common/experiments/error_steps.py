@@ -19,12 +19,14 @@ from common.sketches.geometry import RESOLUTION
 def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
     """Leave out λ with a small d_λ, say so, and keep a record of every choice in effective_dimension.csv."""
     limit = f"--min_d_lambda {options.min_d_lambda:g}"
-    rows, kept = [], []
+    rows: list[dict[str, object]] = []
+    kept: list[tuple[float, float]] = []
     for ridge, d_lambda in zip(prepared.ridges, prepared.effective_dimensions, strict=True):
         skipped = "" if d_lambda >= options.min_d_lambda else f"d_lambda below {limit}"
         rows.append({"lambda": ridge, "d_lambda": d_lambda, "m": None, "skipped": skipped})
         kept += [] if skipped else [(ridge, d_lambda)]
-    rows = [{"lambda": ridge, "skipped": f"below {RESOLUTION:g} tr F"} for ridge in prepared.ridges_left_out] + rows
+    unresolved = f"below {RESOLUTION:g} tr F"
+    rows[:0] = [{"lambda": ridge, "skipped": unresolved} for ridge in prepared.ridges_left_out]
     rows += [{"m": m, "skipped": f"m >= d = {prepared.num_parameters}"} for m in prepared.ms_left_out]
     names = ["lambda", "d_lambda", "m", "skipped"]
     run.write_table("effective_dimension.csv", pd.DataFrame(rows, columns=names).astype({"m": "Int64"}))
@@ -36,7 +38,7 @@ def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
     if not kept:
         raise UserError(f"{limit} leaves no λ: the largest d_λ is {max(prepared.effective_dimensions):.3g}")
     run.record(ridges=[ridge for ridge, _ in kept])
-    ridges, dimensions = map(list, zip(*kept, strict=True))
+    ridges, dimensions = [ridge for ridge, _ in kept], [d_lambda for _, d_lambda in kept]
     correction = options.shared.grid.ridge_correction
     return Cells(prepared.spectrum, prepared.ms, ridges, dimensions, correction, prepared.sjlt_columns)
 

@@ -69,6 +69,6 @@ def report(run: Run, selection: Selection | None, advice: dict | None, table: pd
             )
         for warning in selection.warnings:
             print(f"warning: {warning}")
-    if warning := bad_values(table, "rank correlations of queries"):
-        print(warning)
+    if bad := bad_values(table, "rank correlations of queries"):
+        print(bad)
     print(lds_sweep.advice_sentence(advice))

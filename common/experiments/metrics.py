@@ -157,11 +157,11 @@ def bootstrap_interval(
     Returns:
         (low, high); both NaN for fewer than two finite values, which say nothing about their spread.
     """
-    values = values[values.isfinite()].detach().double().numpy()
-    if len(values) < 2:
+    finite = values[values.isfinite()].detach().double().numpy()
+    if len(finite) < 2:
         return nan, nan
     # Einsum stays on one thread: on a busy machine a threaded product this small waits 100 times its own cost.
-    means = np.einsum("rk,k->r", _resampling_weights(len(values), seed, num_resamples), values)
+    means = np.einsum("rk,k->r", _resampling_weights(len(finite), seed, num_resamples), finite)
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail]).tolist()
     return low, high

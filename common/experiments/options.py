@@ -17,10 +17,10 @@ LARGEST_DEFAULT_M = 65_536
 class WorkloadChoice:
     """Which model on which data, how it is trained, and where data and checkpoints lie."""
 
-    dataset: str | None
-    """Of a built-in pair; None with `file`."""
-    model: str | None
-    """Of a built-in pair; None with `file`."""
+    dataset: str
+    """Of a built-in pair; empty with `file`."""
+    model: str
+    """Of a built-in pair; empty with `file`."""
     file: Path | None
     """The user's own workload, in place of a pair."""
     num_train: int | None

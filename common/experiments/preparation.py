@@ -38,7 +38,8 @@ class LazyGradients:
     """All rows, computed or opened when they are first asked for: with a geometry of an earlier run, many never are."""
 
     def __init__(self, run: Run, cache: Cache):
-        self._run, self._cache, self._gradients = run, cache, None
+        self._run, self._cache = run, cache
+        self._gradients: Gradients | None = None
 
     def get(self, norms: Tensor | None = None) -> Gradients:
         """Return the gradients; `norms` are their (N,) lengths, where they are known."""

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.experiments.options import Option, RunRequest, WorkloadChoice
 from common.foundations.errors import UserError
@@ -209,7 +209,8 @@ def _describe(request: RunRequest) -> dict:
 
 def bad_values(summary: pd.DataFrame, what: str) -> str | None:
     """Return one line that says how many values of `summary` (columns ..num_bad) were not finite; None where none."""
-    counts = {name: int(summary[name].sum()) for name in summary if name.endswith("num_bad") and summary[name].any()}
+    names = [name for name in summary.columns if name.endswith("num_bad") and summary[name].any()]
+    counts = {name: int(summary[name].sum()) for name in names}
     if not counts:
         return None
     where = ", ".join(f"{count} in {name}" for name, count in counts.items())
@@ -241,13 +242,13 @@ def variant(options: Sequence[Option]) -> list[str]:
         if option.name in WHERE_AND_HOW or option.value == option.default:
             continue
         if option.name == "test_mode":
-            parts.append(option.value)
+            parts.append(str(option.value))
         else:
             parts.append(option.name if option.value is True else f"{option.name}_{_plain(option.value)}")
     return parts
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,9 @@ def select(grid: LdsGrid) -> Selection:
 
     theory = [_dimension_choice(grid.ms, d_lambda, eps, val[:, star], test[:, star]) for eps in EPSILONS]
     at_d_lambda = _dimension_choice(grid.ms, d_lambda, 1.0, val[:, star], test[:, star])
-    decidable = best > 0 and at_d_lambda is not None and at_d_lambda.val_lds is not None
+    reached_at_d_lambda = None
+    if best > 0 and at_d_lambda is not None and at_d_lambda.val_lds is not None:
+        reached_at_d_lambda = bool(at_d_lambda.val_lds >= threshold)
     return Selection(
         lambda_star=float(grid.ridges[star]),
         d_lambda_star=_finite(d_lambda),
@@ -144,7 +147,7 @@ def select(grid: LdsGrid) -> Selection:
         test_lds_m_95=None if m_95 is None else _finite(test[m_95, star]),
         theory_m=tuple(choice for choice in theory if choice is not None),
         m_at_least_d_lambda=at_d_lambda,
-        m_at_least_d_lambda_sufficient=bool(at_d_lambda.val_lds >= threshold) if decidable else None,
+        m_at_least_d_lambda_sufficient=reached_at_d_lambda,
         num_val_queries=grid.num_val_queries,
         warnings=tuple(warnings),
     )
@@ -235,13 +238,14 @@ def _m_95_warnings(grid: LdsGrid, star: int, best: float, reached: np.ndarray) -
 
 def _nothing_chosen(grid: LdsGrid, warnings: list[str]) -> Selection:
     names = set(Selection.__dataclass_fields__)
-    known = {
+    known: dict[str, Any] = {
         "largest_m": int(grid.ms[-1]),
         "theory_m": (),
         "num_val_queries": grid.num_val_queries,
         "warnings": tuple(warnings),
     }
-    return Selection(**(dict.fromkeys(names) | known))
+    nothing: dict[str, Any] = dict.fromkeys(names)
+    return Selection(**(nothing | known))
 
 
 def _finite(value: float) -> float | None:

@@ -83,7 +83,7 @@ def _complete_lines(path: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, UnicodeDecodeError):
         return []
-    lines = []
+    lines: list[dict] = []
     for line in text.splitlines():
         try:
             record = json.loads(line)

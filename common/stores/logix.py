@@ -39,8 +39,8 @@ def open_store(path: Path, role: str) -> Store:
 
 
 def _metadata_files(path: Path) -> list[Path]:
-    files = [file for file in path.iterdir() if NAME.search(file.name)]
-    return sorted(files, key=lambda file: tuple(map(int, NAME.search(file.name).groups())))
+    numbered = [(match.groups(), file) for file in path.iterdir() if (match := NAME.search(file.name))]
+    return [file for _, file in sorted(numbered, key=lambda pair: tuple(map(int, pair[0])))]
 
 
 def _read(file: Path) -> tuple[Region, tuple[Module, ...]]:

@@ -80,7 +80,7 @@ def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = N
             rows.add(start, stored)
             exact = store.exact(start, stored)
             add_gram(second, exact.T)
-            if sums is not None:
+            if sums is not None and weights is not None:
                 sums += weights[:, start : start + len(exact)].double() @ exact
             here = (keep >= start) & (keep < start + len(exact))
             kept[here] = exact[keep[here] - start]

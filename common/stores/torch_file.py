@@ -36,7 +36,8 @@ def open_store(path: Path, role: str) -> Store:
                 f"{path} is in torch's format of before 2020, which cannot be read in pieces; save it again"
             )
         offset = start + tensor.storage_offset() * dtype.itemsize
-        matrices.append(Matrix(name, Region(path, offset, *tensor.shape, dtype)))
+        rows, columns = tensor.shape
+        matrices.append(Matrix(name, Region(path, offset, rows, columns, dtype)))
     return store_of_matrices(path, "torch", matrices, {name: tuple(t.shape) for name, t in tensors.items()})
 
 

@@ -77,7 +77,7 @@ class SketchedSpectrum:
         mu = torch.as_tensor(mu, dtype=torch.float64)
 
         def residual(solve: Tensor) -> tuple[Tensor, Tensor]:
-            r1, r2 = (self._sum(solve, lambda w, power=power: w**power) for power in (1, 2))
+            r1, r2 = self._sum(solve, lambda w: w), self._sum(solve, lambda w: w**2)
             return (self.size / (r1 * mu.flatten())).log(), solve * r2 / r1
 
         return self._root(residual, mu.flatten()).reshape(mu.shape)
@@ -109,7 +109,7 @@ class SketchedSpectrum:
         shape, m, ridge = m.shape, m.flatten(), ridge.flatten()
 
         def residual(solve: Tensor) -> tuple[Tensor, Tensor]:
-            r1, r2 = (self._sum(solve, lambda w, power=power: w**power) for power in (1, 2))
+            r1, r2 = self._sum(solve, lambda w: w), self._sum(solve, lambda w: w**2)
             value = self.size / m * (solve + (m - self.size) / r1) - ridge
             return value, self.size / m * solve * (1 + (m - self.size) * r2 / r1**2)
 
@@ -150,8 +150,11 @@ class SketchedSpectrum:
     def _first_sums(self, solve: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return R_1, R_2, T_1 and T_2."""
         t = self.eigenvalues
-        return tuple(
-            self._sum(solve, term) for term in (lambda w: w, lambda w: w**2, lambda w: t * w, lambda w: t * w**2)
+        return (
+            self._sum(solve, lambda w: w),
+            self._sum(solve, lambda w: w**2),
+            self._sum(solve, lambda w: t * w),
+            self._sum(solve, lambda w: t * w**2),
         )
 
     def _sum(self, solve: Tensor, term: Callable[[Tensor], Tensor]) -> Tensor:
