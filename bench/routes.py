@@ -17,15 +17,15 @@ import torch
 from bench import MIN_M
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
-from common.gradients.layer_gradients import LayerwiseGradients
-from common.gradients.layer_layout import layer_layout
-from common.gradients.planning import compute_by_layers, compute_by_vmap
+from common.gradients.layer_capture import Routes
+from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
 from common.sketches.basis import basis_of_samples
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import exact_self_influence, problem_from_projection, sketched_self_influence
 from common.workloads.benchmark import GROUP_SIZE, load_trained_model, random_half
 from common.workloads.pairs import load_workload
+from common.workloads.records import Examples
 from common.workloads.training import train_model, train_together
 
 RIDGES = [10.0**e for e in range(-8, -2)]
@@ -205,16 +205,15 @@ ROUTES = {"coordinates": _coordinates, "dattri": _dattri, "stored matrix": _stor
 
 
 def _all_gradients(workload, model) -> torch.Tensor:
-    return _in_batches(workload, compute_by_layers(workload, model, layer_layout(model, workload.loss, workload.train)))
+    return _in_batches(workload, RowGradients(model, workload.loss, Routes()))
 
 
 def _in_batches(workload, compute: Callable) -> torch.Tensor:
-    return torch.cat([compute(*_batch(workload, start)) for start in range(0, len(workload.train), 32)])
+    return torch.cat([compute(_batch(workload, start)) for start in range(0, len(workload.train), 32)])
 
 
-def _batch(workload, start: int, size: int = 32):
-    batch = workload.train.subset(slice(start, start + size))
-    return batch.inputs, batch.targets
+def _batch(workload, start: int, size: int = 32) -> Examples:
+    return workload.train.subset(slice(start, start + size))
 
 
 def _timed_step(step: Callable, benchmark_dir: Path, num_train: int) -> dict[str, float]:
@@ -231,7 +230,18 @@ def _gradients_by_layers(workload, model):
 
 
 def _gradients_by_vmap(workload, model):
-    compute = compute_by_vmap(workload, model)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def sample_loss(values, inputs, target):
+        outputs = torch.func.functional_call(model, values, (inputs[None],))
+        return workload.loss(outputs, target[None]).squeeze(0)
+
+    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
+
+    def compute(batch: Examples):
+        gradients = per_sample(parameters, batch.inputs, batch.targets)
+        return torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
+
     return lambda: _in_batches(workload, compute)
 
 
@@ -241,8 +251,8 @@ def _gradients_one_by_one(workload, model):
     def run():
         rows = []
         for i in range(len(workload.train)):
-            inputs, targets = _batch(workload, i, 1)
-            found = torch.autograd.grad(workload.loss(model(inputs), targets).sum(), parameters)
+            one = _batch(workload, i, 1)
+            found = torch.autograd.grad(workload.loss(model(one.inputs), one.targets).sum(), parameters)
             rows.append(torch.cat([g.flatten() for g in found]))
         return torch.stack(rows)
 

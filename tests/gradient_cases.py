@@ -17,7 +17,7 @@ FLOAT32 = 1e-5  # a few dozen roundings of 6e-8
 
 
 class Scaled(nn.Module):
-    """A parameter of the model itself: no layer that the layerwise route knows."""
+    """A parameter of the model itself, outside any layer."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,21 @@ class Scaled(nn.Module):
         return self.dropout(self.out(torch.tanh(x * self.scale))) * self.frozen
 
 
-MODELS = {"layers": dropout_perceptron, "batch_norm": batch_norm_perceptron, "vmap": Scaled}
+class Selected(Scaled):
+    """Picks values by their sign, which torch.func.vmap cannot follow: one sample at a time."""
+
+    def forward(self, x):
+        x = x.clone()
+        x[x > 0] += 1
+        return super().forward(x)
+
+
+MODELS = {
+    "layers": dropout_perceptron,
+    "batch_norm": batch_norm_perceptron,
+    "scaled": Scaled,
+    "one_at_a_time": Selected,
+}
 
 
 def trained(make_model):

@@ -21,4 +21,4 @@ def one_by_one_gradients(model: nn.Module, loss, inputs: Tensor, targets: Tensor
 
 
 def _flat_gradient(parameter: Tensor) -> Tensor:
-    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()).flatten()

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from common.experiments import spectrum_figure
-from common.gradients import planning
-from common.gradients.layer_gradients import LayerwiseGradients
+from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
 from tests.sketches.test_cache import files_in, files_of_at_most
 from tests.test_spectrum_bounds import Command
 
@@ -62,7 +61,7 @@ def test_a_second_run_gives_the_same_bytes_with_no_more_work_than_it_needs(
     monkeypatch.setattr(LayerwiseGradients, "gram", None)
     if gradients_from_cache is not False:
         monkeypatch.setattr(LayerwiseGradients, "_run_pass", None)
-        monkeypatch.setattr(planning, "per_sample_gradients", None)
+        monkeypatch.setattr(RowGradients, "__call__", None)
     assert command(*SHORT, *options, *second_options) == 0
     captured = capsys.readouterr()
     assert captured.out.count("geometry: from ") == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,7 +46,10 @@ class LazyGradients:
         if self._gradients is None:
             with self._run.phase("gradients"):
                 self._gradients, from_cache = self._cache.gradients(norms)
+            check = self._gradients.check
             self._run.record(gradients_from_cache=from_cache)
+            if check is not None:
+                self._run.record(gradient_check=asdict(check))
         return self._gradients
 
 
@@ -148,6 +151,7 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         ridges_left_out=ridges_left_out,
         device=str(device),
         offload=plan.offload,
+        gradient_routes=asdict(plan.checked),
     )
     run.announce_replacement()
     print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
@@ -235,7 +239,7 @@ def _find_basis(run: Run, cache: Cache, gradients: LazyGradients) -> Basis:
 def _data(workload: Workload) -> list[Tensor]:
     """Return all tensors of a workload that the numbers of an experiment depend on."""
     truth = workload.ground_truth
-    tensors = [workload.train.inputs, workload.train.targets, workload.test.inputs, workload.test.targets]
+    tensors = [*workload.train.tensors(), *workload.test.tensors()]
     return tensors if truth is None else [*tensors, truth.subset_indices, truth.losses]
 
 

@@ -19,8 +19,8 @@ NOTICEABLE = 0.01
 def rounding_effect(plan: GradientPlan, geometry: Geometry, ridges: Sequence[float]) -> list[dict] | None:
     """Return one row a λ: quantiles over the queries of |φ_λ(stored gradients) / φ_λ(unrounded gradients) − 1|.
 
-    The unrounded Gram matrix is computed layer by layer; nothing of size d is stored. None where some layer is not
-    supported by that route.
+    The unrounded Gram matrix is computed layer by layer; nothing of size d is stored. None where some parameter
+    is differentiated one sample at a time.
 
     Args:
         plan: which gradients are stored.
@@ -31,10 +31,10 @@ def rounding_effect(plan: GradientPlan, geometry: Geometry, ridges: Sequence[flo
         Rows with `lambda`, `median`, `quantile_95`, `max` (None where no ratio is finite) and `num_bad`, the number
         of queries without a finite ratio.
     """
-    if plan.layout.unsupported:
+    if plan.routes.one_at_a_time:
         return None
     unrounded = RecomputedGradients(
-        LayerwiseGradients(plan.model, plan.workload.loss, plan.examples, plan.batch_size, layout=plan.layout)
+        LayerwiseGradients(plan.model, plan.workload.loss, plan.examples, plan.batch_size, routes=plan.routes)
     )
     basis = build_basis(unrounded, geometry.num_train)
     reference = basis.geometry(geometry.scored, lambda: unrounded)
@@ -44,7 +44,7 @@ def rounding_effect(plan: GradientPlan, geometry: Geometry, ridges: Sequence[flo
 def describe(dtype: str, effect: list[dict] | None) -> str:
     """Return the effect in one line: for which λ the 95 % quantile exceeds 1 %."""
     if effect is None:
-        return f"{dtype} gradients: effect on exact scores not known, a layer has no layer-by-layer route"
+        return f"{dtype} gradients: effect on exact scores not known, a parameter goes one sample at a time"
     noticed = [row["lambda"] for row in effect if row["quantile_95"] is None or row["quantile_95"] > NOTICEABLE]
     if not noticed:
         return f"{dtype} gradients change exact scores by at most {NOTICEABLE:.0%} (95 % of the queries) at every λ"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from tqdm import tqdm
 
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_gradients import LayerwiseGradients
+
+if TYPE_CHECKING:
+    from common.gradients.row_checks import RowCheck
 
 BLOCK_BYTES = 2**26
 ROWS_BYTES = 2**27
@@ -32,6 +35,8 @@ class Gradients(Protocol):
     """d."""
     norms: Tensor
     """(N,) float64 lengths of the gradients."""
+    check: RowCheck | None
+    """What a comparison of some of them with plain autograd has found; None where an earlier run has made it."""
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
@@ -41,6 +46,9 @@ class Gradients(Protocol):
 
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length."""
+
+    def inner_products(self, rows: Tensor) -> Tensor:
+        """Return the (k, k) float64 inner products of (k,) int64 rows scaled to unit length."""
 
 
 class StoredGradients:
@@ -60,6 +68,7 @@ class StoredGradients:
     ):
         self.num_rows, self.num_columns, self.device = num_rows, num_columns, device
         self.norms = torch.zeros(num_rows, dtype=torch.float64, device=device)
+        self.check: RowCheck | None = None
         self._rows = (
             _FileRows(file, num_rows, num_columns, dtype)
             if offload == "disk"
@@ -101,6 +110,12 @@ class StoredGradients:
         scale = _inverse(gram.diagonal().sqrt())
         return gram * scale[:, None] * scale
 
+    def inner_products(self, rows: Tensor) -> Tensor:
+        """Return the (k, k) float64 inner products of (k,) int64 rows scaled to unit length; zero rows stay zero."""
+        chosen = torch.stack([self._rows.read_row(row) for row in rows.tolist()]).to(self.device).double()
+        chosen *= _inverse(chosen.norm(dim=1))[:, None]
+        return chosen @ chosen.T
+
 
 class RecomputedGradients:
     """Gradients that are never stored: every use recomputes them layer by layer.
@@ -112,6 +127,7 @@ class RecomputedGradients:
     def __init__(self, layerwise: LayerwiseGradients, norms: Tensor | None = None):
         self._layerwise = layerwise
         self.num_rows, self.num_columns = layerwise.num_rows, layerwise.dim
+        self.check: RowCheck | None = None
         self._gram: Tensor | None = None
         if norms is not None:
             self.norms = norms
@@ -139,6 +155,15 @@ class RecomputedGradients:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
         return self._layerwise.gram()[0] if self._gram is None else self._gram
 
+    def inner_products(self, rows: Tensor) -> Tensor:
+        """Return the (k, k) float64 inner products of (k,) int64 rows scaled to unit length; zero rows stay zero."""
+        if self._gram is not None:
+            rows = rows.to(self._gram.device)
+            return self._gram[rows][:, rows]
+        chosen = self._layerwise.rows_of(rows)
+        chosen *= _inverse(chosen.norm(dim=1))[:, None]
+        return chosen @ chosen.T
+
 
 class _RamRows:
     def __init__(self, storage: Tensor):
@@ -152,6 +177,9 @@ class _RamRows:
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         return self._storage[start:stop]
+
+    def read_row(self, row: int) -> Tensor:
+        return self._storage[row]
 
 
 class _FileRows:
@@ -178,13 +206,22 @@ class _FileRows:
         return block
 
     def read_rows(self, start: int, stop: int) -> Tensor:
+        return self._read_rows(self._file, start, stop)
+
+    def read_row(self, row: int) -> Tensor:
+        self._file.flush()
+        # a file that is being written cannot be read through the handle that writes it
+        with open(self._file.name, "rb") as file:
+            return self._read_rows(file, row, row + 1)[0]
+
+    def _read_rows(self, file: BinaryIO, start: int, stop: int) -> Tensor:
         rows = torch.empty(stop - start, self._shape[1], dtype=self._dtype)
         buffer = rows.view(torch.uint8).numpy().reshape(-1)
         offset, done = start * self._shape[1] * self._dtype.itemsize, 0
         while done < buffer.nbytes:
-            got = os.preadv(self._file.fileno(), [buffer[done:]], offset + done)
+            got = os.preadv(file.fileno(), [buffer[done:]], offset + done)
             if got == 0:
-                raise OSError(f"{self._file.name} ends early")
+                raise OSError(f"{file.name} ends early")
             done += got
         return rows
 

@@ -1,68 +1,94 @@
-"""Recognise, while a model runs, every call that uses its trainable parameters.
+"""Recognise, while a model runs on one sample under torch.func.vmap, every call that uses its trainable parameters.
 
 Calls are intercepted where they use a parameter (`torch.nn.functional.linear` and the like), not at modules, so that
-parameters which a module hands to a function, shares or reuses are seen too.
+parameters which a module hands to a function, shares or reuses are seen too. Each call's output gets a perturbation
+added, which is zero: the derivative of the loss by it is the error of that output. vmap gives inputs and errors a
+leading dimension that runs over samples, whatever the model does to its own dimensions.
 """
 
 from __future__ import annotations
 
+import types
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-RELATIVE_POSITION_EQUATION = "hld,md->hlm"
+from common.gradients.layer_readers import READERS, Reading
+from common.gradients.recurrent import STEP_BY_STEP, is_packed
+
+Vmapped = torch._C._functorch
+_NUMBERS = {
+    torch.Tensor.__bool__,
+    torch.Tensor.__int__,
+    torch.Tensor.__float__,
+    torch.Tensor.__index__,
+    torch.Tensor.item,
+}
+"""What makes a Python number of a tensor."""
 
 
 @dataclass(frozen=True)
-class ConvGeometry:
-    """Which input pixels each output pixel of a convolution sees."""
+class Source:
+    """A trainable parameter, or a tensor computed from trainable parameters alone."""
 
-    kernel: tuple[int, int]
-    """Height and width."""
-    stride: int | tuple[int, ...]
-    """As for `torch.nn.functional.conv2d`, like the next two."""
-    padding: int | tuple[int, ...]
-    """Zeros around the image, the same before and after."""
-    dilation: int | tuple[int, ...]
-    """Distance between kernel pixels."""
-    border: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Zeros left, right, above, below the image, applied first (`padding="same"`)."""
+    name: str
+    """Of the parameter; `parameter, computed i` for a tensor computed from parameters."""
+    tensor: Tensor
+    """Itself: holding it keeps its identity unique."""
+    parameters: frozenset[str]
+    """Names of the parameters that it is made of."""
+    edge: GradientEdge | None = None
+    """Where the gradient of a computed tensor enters the graph of its parameters; None for what `view` describes."""
+    transposed: bool = False
+    """Whether it is the transpose of the parameter's last rows, which begin at `first_row`."""
+    first_row: int = 0
+    """The row of the parameter at which the rows of the tensor begin."""
 
-    def padded(self, images: Tensor) -> Tensor:
-        """Return the images inside their border."""
-        return F.pad(images, self.border) if any(self.border) else images
-
-    def patches(self, images: Tensor) -> Tensor:
-        """Return (B, channels * kernel pixels, S): what each of the S output pixels saw."""
-        return F.unfold(self.padded(images), self.kernel, self.dilation, self.padding, self.stride)
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a whole parameter as it is."""
+        return self.edge is None and not self.transposed and not self.first_row
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One use of parameters in a forward pass."""
+    """One use of parameters in a forward pass over a batch, sample by sample."""
 
-    kind: str
-    """`linear`, `conv`, `lookup`, `layer_norm` or `batch_norm`."""
-    weight: str | None
-    """Name of the parameter, None where the layer has none that is trained."""
-    bias: str | None
-    """Likewise."""
-    input: Tensor
-    """What the layer was given, detached."""
-    version: int
-    """The input's in-place version when it was given."""
-    edge: GradientEdge
-    """Where the error of the output arrives, whatever is later done to the output in place."""
-    setting: Any
-    """conv: ConvGeometry; norms: input -> normalised input; lookup: padding index; linear: the row
-    of the parameter at which the used rows begin."""
+    function: Callable
+    """What was called."""
+    leaves: list[Any]
+    """Its arguments, flattened; tensors among them as the function saw them."""
+    spec: TreeSpec
+    """How they are put together: (args, kwargs)."""
+    sources: dict[int, Source]
+    """Position in `leaves` -> parameter, or tensor computed from parameters."""
+    data: dict[int, Tensor]
+    """Position in `leaves` -> (B, ...) values of what depends on the sample."""
+    reading: Reading | None
+    """What the call means, where a reader describes it."""
+    places: list[int]
+    """Positions of the differentiable outputs among all, flattened."""
+    perturbations: list[Tensor]
+    """(B, ...) zeros added to each differentiable output: the loss's derivative by them is the output's error."""
+
+
+class SamplesDisagreeError(Exception):
+    """The model decides something by the values of a sample, and the samples of the batch decide differently."""
+
+    def __init__(self, decisions: Tensor):
+        super().__init__("the samples of a batch take different ways through the model")
+        self.decisions = decisions
+
+    def groups(self) -> list[Tensor]:
+        """Return the indices of the samples that decide alike, group by group."""
+        _, which = torch.unique(self.decisions, return_inverse=True)
+        return [torch.nonzero(which == group).flatten() for group in range(int(which.max()) + 1)]
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -70,125 +96,202 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-# How calls are recognised: one reader a function, with that function's own signature
-
-
-def _read_linear(input, weight, bias=None):
-    return "linear", input, weight, bias, 0
-
-
-def _read_einsum(equation, *operands):
-    if equation != RELATIVE_POSITION_EQUATION:
-        return None
-    return "linear", operands[0], operands[1], None, 0
-
-
-def _read_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if groups != 1 or input.ndim != 4:
-        return None
-    kernel = tuple(weight.shape[2:])
-    if isinstance(padding, str):
-        border = _same_border(kernel, dilation) if padding == "same" else (0, 0, 0, 0)
-        return "conv", input, weight, bias, ConvGeometry(kernel, stride, 0, dilation, border)
-    return "conv", input, weight, bias, ConvGeometry(kernel, stride, padding, dilation)
-
-
-def _same_border(kernel: tuple[int, int], dilation: int | tuple[int, ...]) -> tuple[int, int, int, int]:
-    steps = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
-    high, wide = (step * (size - 1) for step, size in zip(steps, kernel, strict=True))
-    return wide // 2, wide - wide // 2, high // 2, high - high // 2
-
-
-def _read_embedding(
-    input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
-):
-    if max_norm is not None or scale_grad_by_freq or sparse:
-        return None
-    return "lookup", input, weight, None, padding_idx
-
-
-def _read_layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    if len(normalized_shape) != 1:
-        return None
-    return "layer_norm", input, weight, bias, partial(_layer_normalised, shape=tuple(normalized_shape), eps=eps)
-
-
-def _layer_normalised(values: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
-    return F.layer_norm(values, shape, None, None, eps)
-
-
-def _read_batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-    if training:
-        return None
-    return "batch_norm", input, weight, bias, partial(_batch_normalised, running_mean, running_var, eps)
-
-
-def _batch_normalised(mean: Tensor, variance: Tensor, eps: float, values: Tensor) -> Tensor:
-    return F.batch_norm(values, mean, variance, None, None, False, 0.0, eps)
-
-
-_READERS = {
-    F.linear: _read_linear,
-    torch.einsum: _read_einsum,
-    F.conv2d: _read_conv2d,
-    F.embedding: _read_embedding,
-    F.layer_norm: _read_layer_norm,
-    F.batch_norm: _read_batch_norm,
-}
-
-
 class CallRecorder(TorchFunctionMode):
-    """Lists the calls that use trainable parameters, and the parameters used in a way that is not understood."""
+    """Lists the calls that use trainable parameters, and the parameters used in a way that is not understood.
 
-    def __init__(self, model: nn.Module):
+    Where the model makes a Python number of a sample's values, to decide what to do, all samples must give the same
+    number: SamplesDisagreeError says which do not.
+
+    Args:
+        parameters: those to look for.
+        substitutes: parameter name -> tensor of one sample to use in its place; these parameters are not looked for.
+        wanted: names of the parameters whose calls are perturbed and listed.
+        batch: number of samples, B.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        substitutes: dict[str, Tensor],
+        wanted: Collection[str],
+        batch: int,
+    ):
         super().__init__()
         self.calls: list[LayerCall] = []
         self.unknown: dict[str, str] = {}
-        # Tensor identity -> (tensor, parameter name, first row): holding the tensor keeps the identity unique.
-        self._known = {id(p): (p, name, 0) for name, p in trainable_parameters(model).items()}
-
-    def signature(self) -> tuple[tuple[str, str | None, str | None], ...]:
-        return tuple((call.kind, call.weight, call.bias) for call in self.calls)
+        self._wanted, self._batch = wanted, batch
+        self._substitutes = {id(parameters[name]): tensor for name, tensor in substitutes.items()}
+        self._known = {
+            id(p): Source(name, p, frozenset([name])) for name, p in parameters.items() if name not in substitutes
+        }
+        self._level = Vmapped.maybe_current_level()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in _NUMBERS and _depends_on_sample(args[0]) and Vmapped.maybe_current_level() == self._level:
+            return func(self._agreed(args[0]), *args[1:], **kwargs)
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if self._substitutes and any(id(leaf) in self._substitutes for leaf in _leaves((args, kwargs))):
+            args, kwargs = self._substituted(args, kwargs)
+        if func in STEP_BY_STEP and not is_packed(func, args):
+            with self:
+                return STEP_BY_STEP[func](*args, **kwargs)
+        if not any(id(leaf) in self._known for leaf in _leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        if _is_composite(func):
+            with self:
+                return _opened(func)(*args, **kwargs)
         output = func(*args, **kwargs)
-        used = {self._known[id(leaf)][1] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._known}
-        if used and not self._understood(func, args, kwargs, output, used) and _is_differentiable(output):
-            name = getattr(func, "__name__", str(func))
-            self.unknown |= dict.fromkeys(used, f"it is used by {name} in a way that is not supported")
+        return self._recorded(func, args, kwargs, output)
+
+    def _agreed(self, tensor: Tensor) -> Tensor:
+        values = self._of_all_samples(tensor).detach().reshape(self._batch, -1)
+        if values.shape[1] == 1 and (values != values[0]).any():
+            raise SamplesDisagreeError(values[:, 0])
+        return values[0]
+
+    def _of_all_samples(self, tensor: Tensor) -> Tensor:
+        values, dim = Vmapped._unwrap_batched(tensor, self._level)
+        return values.movedim(dim, 0)
+
+    def _substituted(self, args, kwargs):
+        leaves, spec = tree_flatten((args, kwargs))
+        return tree_unflatten([self._substitutes.get(id(leaf), leaf) for leaf in leaves], spec)
+
+    def _recorded(self, func, args, kwargs, output):
+        leaves, spec = tree_flatten((args, kwargs))
+        sources = {i: self._known[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in self._known}
+        data = [i for i, leaf in enumerate(leaves) if _depends_on_sample(leaf)]
+        changes_first = _works_in_place(func, kwargs)
+        results = [args[0]] if changes_first else [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        results = [result for result in results if _is_differentiable(result)]
+        if not results:
+            return output
+        if Vmapped.maybe_current_level() != self._level:
+            return self._not_understood(func, sources, output)
+        reading = self._read(func, args, kwargs, leaves, sources)
+        if not data and reading is None:
+            self._follow(func, args, leaves, sources, results)
+            return output
+        if changes_first:
+            return self._not_understood(func, sources, output)
+        return self._perturbed(func, leaves, spec, sources, data, reading, output)
+
+    def _not_understood(self, func, sources: dict[int, Source], output):
+        names = frozenset().union(*(source.parameters for source in sources.values()))
+        self.unknown |= dict.fromkeys(names, f"used by {_name(func)} in a way that is not followed")
         return output
 
-    def _understood(self, func, args, kwargs, output, used: set[str]) -> bool:
-        if func is torch.Tensor.__getitem__:
-            return self._follow_rows(args, output)
-        reading = _READERS[func](*args, **kwargs) if func in _READERS else None
-        if reading is None:
-            return False
-        kind, inputs, weight, bias, setting = reading
-        _, weight_name, first_row = self._known.get(id(weight), (None, None, 0))
-        _, bias_name, bias_row = self._known.get(id(bias), (None, None, 0))
-        # A parameter in any other role, or part of one where all is expected, is not what the reader describes.
-        if used != {weight_name, bias_name} - {None} or bias_row or (first_row and kind != "linear"):
-            return False
-        edge = get_gradient_edge(output)
-        offset = first_row if kind == "linear" else setting
-        self.calls.append(LayerCall(kind, weight_name, bias_name, inputs.detach(), inputs._version, edge, offset))
-        return True
+    def _perturbed(self, func, leaves, spec, sources, data, reading, output):
+        if all(source.parameters.isdisjoint(self._wanted) for source in sources.values()):
+            return output
+        results, output_spec = tree_flatten(output)
+        places = [i for i, result in enumerate(results) if isinstance(result, Tensor) and _is_differentiable(result)]
+        perturbations = []
+        for i in places:
+            zero = torch.zeros((), dtype=results[i].dtype, device=results[i].device, requires_grad=True)
+            perturbations.append(zero.expand(self._batch, *results[i].shape))
+            results[i] = results[i] + Vmapped._add_batch_dim(perturbations[-1], 0, self._level)
+        values = {position: self._of_all_samples(leaves[position]).detach() for position in data}
+        self.calls.append(LayerCall(func, leaves, spec, sources, values, reading, places, perturbations))
+        return tree_unflatten(results, output_spec)
 
-    def _follow_rows(self, args, output) -> bool:
-        """Remember `parameter[start:]` and `parameter[start:, :]` as the last rows of a parameter."""
-        tensor, index = args
-        index = index if isinstance(index, tuple) else (index,)
-        rows, rest = index[0], index[1:]
-        if not isinstance(rows, slice) or rows.stop is not None or rows.step is not None:
-            return False
-        if id(tensor) not in self._known or any(part != slice(None) for part in rest):
-            return False
-        _, name, first_row = self._known[id(tensor)]
-        self._known[id(output)] = (output, name, first_row + tensor.shape[0] - output.shape[0])
-        return True
+    def _read(self, func, args, kwargs, leaves, sources: dict[int, Source]) -> Reading | None:
+        """Return what a reader says, unless a parameter has another role than the reader describes."""
+        reading = READERS[func](*args, **kwargs) if func in READERS else None
+        if reading is None or not isinstance(reading.input, Tensor):
+            return None
+        roles = {id(tensor) for tensor in (reading.weight, reading.bias) if tensor is not None}
+        if not all(id(leaves[position]) in roles for position in sources) or id(reading.input) in roles:
+            return None
+        # a table may be looked up in the same place by every sample, and a first state be the same for all
+        if reading.kind != "linear" and any(source.transposed or source.first_row for source in sources.values()):
+            return None
+        return reading if reading.kind in ("lookup", "linear") or _depends_on_sample(reading.input) else None
+
+    def _follow(self, func, args, leaves, sources: dict[int, Source], results: list[Tensor]) -> None:
+        """Remember what is computed from parameters alone."""
+        (first, *others) = sources.values()
+        view = None if others or len(results) != 1 else _view(func, args, first, results[0])
+        parameters = frozenset().union(first.parameters, *(source.parameters for source in others))
+        for result in results:
+            if view is not None:
+                self._known[id(result)] = view
+                continue
+            name = f"{', '.join(sorted(parameters))}, computed {len(self._known)}"
+            self._known[id(result)] = Source(name, result, parameters, get_gradient_edge(result))
 
 
-def _is_differentiable(output) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output))
+def _view(func: Callable, args: tuple, source: Source, result: Tensor) -> Source | None:
+    """Return `parameter.t()`, `parameter[start:]` and `parameter[start:, :]` as what they are; None for all else."""
+    tensor = source.tensor
+    if source.edge is not None or tensor.ndim != 2 or args[0] is not tensor:
+        return None
+    transposes = func in (torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__) or (
+        func in (torch.transpose, torch.Tensor.transpose) and len(args) == 3 and {args[1] % 2, args[2] % 2} == {0, 1}
+    )
+    if transposes:
+        return Source(source.name, result, source.parameters, None, not source.transposed, source.first_row)
+    if func is not torch.Tensor.__getitem__ or source.transposed:
+        return None
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    rows, rest = index[0], index[1:]
+    if not isinstance(rows, slice) or rows.stop is not None or rows.step is not None:
+        return None
+    if any(part != slice(None) for part in rest):
+        return None
+    first_row = source.first_row + tensor.shape[0] - result.shape[0]
+    return Source(source.name, result, source.parameters, None, False, first_row)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    elif isinstance(value, Tensor):
+        yield value
+
+
+def _is_composite(func: Callable) -> bool:
+    """Whether a function of torch.nn.functional that no reader knows is made of others, written in Python."""
+    return isinstance(func, types.FunctionType) and func.__module__ == "torch.nn.functional" and func not in READERS
+
+
+def _opened(func: types.FunctionType) -> types.FunctionType:
+    """Return the function without its own interception, so that what it calls is intercepted instead."""
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    visible = {**func.__globals__, **dict.fromkeys(names, lambda *args: False)}
+    opened = types.FunctionType(func.__code__, visible, func.__name__, func.__defaults__, func.__closure__)
+    opened.__kwdefaults__ = func.__kwdefaults__
+    return opened
+
+
+def _depends_on_sample(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and Vmapped.is_batchedtensor(leaf)
+
+
+def _is_differentiable(tensor: Tensor) -> bool:
+    return _inner(tensor).requires_grad
+
+
+def _inner(tensor: Tensor) -> Tensor:
+    while Vmapped.is_functorch_wrapped_tensor(tensor):
+        tensor = Vmapped.get_unwrapped(tensor)
+    return tensor
+
+
+def _works_in_place(func: Callable, kwargs: dict) -> bool:
+    name = _name(func)
+    return (
+        kwargs.get("out") is not None
+        or name == "__setitem__"
+        or (name.endswith("_") and not name.startswith("__"))
+        or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    )
+
+
+def _name(func: Callable) -> str:
+    return getattr(func, "__name__", str(func))

@@ -1,131 +1,187 @@
-"""What every layer saw in one batched forward and backward pass: its input and the error of its output.
+"""What every layer saw of each sample: its input and the error of its output, from one pass over a batch.
 
-For a loss summed over the batch, the gradient of one sample with respect to a layer's parameters follows from that
-sample's rows of the layer's input and of the back-propagated error of its output.
+The model runs on single samples under torch.func.vmap; the gradient of one sample with respect to a layer's parameters
+follows from that sample's input of the layer and from the back-propagated error of its output. Parameters that are not
+followed layer by layer are given to the model once a sample instead, or differentiated one sample at a time.
 
 Reference: Goodfellow, "Efficient per-example gradient computations", arXiv 1510.01799.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.foundations.errors import UserError
-from common.gradients.layer_calls import CallRecorder, ConvGeometry, LayerCall
+from common.gradients.layer_calls import CallRecorder, SamplesDisagreeError, Source, trainable_parameters
+from common.gradients.layer_products import joined, merge, write_products
+from common.gradients.layer_shares import Capture, direct, matrix_shape, shares
+from common.gradients.one_at_a_time import sample_gradients
+from common.workloads.records import Examples, Loss, map_tensors
+from common.workloads.running import run_model
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LayerLayout:
-    """How the calls of one model relate to samples."""
-
-    calls: tuple[tuple[str, str | None, str | None], ...]
-    """(kind, weight, bias) of every call, in order."""
-    batch_dims: tuple[int | None, ...]
-    """The dimension of each call's input that runs over samples (or, sample by sample, over their parts)."""
-    unsupported: dict[str, str]
-    """Parameter name -> why its per-sample gradient cannot be had this way."""
+LAYERS, VMAP, ONE_AT_A_TIME = "layer by layer", "by torch.func.vmap", "one sample at a time"
+"""The steps of the ladder, the fastest first."""
 
 
 @dataclass(frozen=True)
-class Capture:
-    """One call's share of the per-sample gradients of one parameter, viewed as a (rows, cols) matrix."""
+class Routes:
+    """Which step of the ladder each trainable parameter takes; those in neither field are followed layer by layer."""
 
-    kind: str
-    """`direct`: the gradients themselves; `linear`, `conv`, `lookup`: factors whose product they are."""
-    inputs: Tensor | None
-    """linear: (B, S, cols); conv: (B, C, H, W); lookup: (B, S) int64 row indices; direct: None."""
-    errors: Tensor
-    """linear: (B, S, rows); conv: (B, rows, h, w); lookup: (B, S, cols); direct: (B, rows, cols)."""
-    geometry: ConvGeometry | None = None
-    """conv only."""
+    by_vmap: dict[str, str] = field(default_factory=dict)
+    """Parameter -> why its gradient comes from a copy of it for every sample, under torch.func.vmap."""
+    one_at_a_time: dict[str, str] = field(default_factory=dict)
+    """Parameter -> why it is differentiated one sample at a time."""
 
-
-def capture_layers(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
-    layout: LayerLayout,
-    wanted: set[str] | None = None,
-) -> dict[str, list[Capture]]:
-    """Return each parameter's captures from one forward and one backward pass over a batch.
-
-    `wanted` restricts the answer, and the backward pass, to these parameters; None means all that are supported.
-    Parameters that the model does not use are absent. Raises UserError when the model's calls differ from the layout's.
-    """
-    batch = len(inputs)
-    with torch.enable_grad():
-        recorder = CallRecorder(model)
-        with recorder:
-            outputs = model(inputs)
-        if recorder.signature() != layout.calls:
-            raise UserError("the model calls different layers from one batch to the next; use stored gradients")
-        total = loss(outputs, targets).sum()
-        chosen = [
-            (call, dim)
-            for call, dim in zip(recorder.calls, layout.batch_dims, strict=True)
-            if dim is not None and _is_wanted(call, wanted)
-        ]
-        edges = [call.edge for call, _ in chosen]
-        errors = torch.autograd.grad(total, edges, allow_unused=True) if edges else ()
-    captures: dict[str, list[Capture]] = {}
-    for (call, dim), error in zip(chosen, errors, strict=True):
-        if call.input._version != call.version:
-            raise UserError(f"the input of the layer of {call.weight or call.bias!r} is changed in place after use")
-        if error is None:
-            continue
-        for name, capture in _shares(call, dim, batch, error):
-            if name is not None and (wanted is None or name in wanted):
-                captures.setdefault(name, []).append(capture)
-    return captures
+    def step(self, name: str) -> str:
+        """Return the step that a parameter takes."""
+        return ONE_AT_A_TIME if name in self.one_at_a_time else VMAP if name in self.by_vmap else LAYERS
 
 
-def _is_wanted(call: LayerCall, wanted: set[str] | None) -> bool:
-    return wanted is None or call.weight in wanted or call.bias in wanted
+def row_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of a model's per-sample gradients: float64 where a trained parameter has it, else float32."""
+    exact = any(p.dtype == torch.float64 for p in trainable_parameters(model).values())
+    return torch.float64 if exact else torch.float32
 
 
-# What a call means for its parameters
+class LayerCapture:
+    """Captures of a model in eval mode, which stays as it is."""
+
+    def __init__(self, model: nn.Module, loss: Loss, routes: Routes):
+        self._model, self._loss, self._routes = model, loss, routes
+        self._parameters = trainable_parameters(model)
+        self.dtype = row_dtype(model)
+
+    def __call__(self, batch: Examples, wanted: Collection[str] | None = None) -> dict[str, list[Capture]]:
+        """Return each parameter's captures of the samples of a batch, which lie on the model's device.
+
+        `wanted` restricts the answer, and the backward pass, to these parameters; None means all. Parameters that no
+        sample uses are absent.
+        """
+        names = [name for name in self._parameters if wanted is None or name in wanted]
+        alone = [name for name in names if self._routes.step(name) == ONE_AT_A_TIME]
+        together = [name for name in names if self._routes.step(name) != ONE_AT_A_TIME]
+        captures = {}
+        if together:
+            with _without_vmap_warnings():
+                captures = self._together(batch, together)
+        if alone:
+            gradients = sample_gradients(self._model, self._loss, batch, [self._parameters[name] for name in alone])
+            captures |= {name: [direct(found)] for name, found in zip(alone, gradients, strict=True)}
+        return {name: [capture.to(self.dtype) for capture in captures[name]] for name in names if name in captures}
+
+    def unknown(self, one: Examples) -> dict[str, str]:
+        """Return why a use of a parameter cannot be followed, by parameter, from a forward pass on one sample."""
+        return self._run(one, self._copies(len(one), self._parameters), self._parameters)[0].unknown
+
+    def saved_bytes(self, one: Examples) -> int:
+        """Return the bytes that a backward pass over one sample holds: what the forward pass saves for it, and copies.
+
+        One sample at a time is enough for parameters of the last step, so these count nothing.
+        """
+        saved = {}
+
+        def remember(tensor: Tensor) -> Tensor:
+            saved[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        steps = {self._routes.step(name) for name in self._parameters}
+        copies = self._copies(1, self._parameters)
+        if steps == {ONE_AT_A_TIME}:
+            return 1
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            self._run(one, copies, ())
+        for parameter in self._model.parameters():
+            saved.pop(parameter.data_ptr(), None)
+        return sum(saved.values()) + 2 * sum(copy.nbytes for copy in copies.values())
+
+    def _together(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
+        """Return the captures of a batch, group by group where the model does other things for other samples."""
+        try:
+            return self._vmapped(batch, names)
+        except SamplesDisagreeError as error:
+            groups = error.groups()
+        return merge([(group, self._together(batch.subset(group), names)) for group in groups], len(batch))
+
+    def _vmapped(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
+        copies = self._copies(len(batch), names)
+        recorder, losses = self._run(batch, copies, names)
+        found = iter(
+            _gradients(losses.sum(), [z for call in recorder.calls for z in call.perturbations] + [*copies.values()])
+        )
+        captures: dict[str, list[Capture]] = {}
+        computed: dict[str, tuple[Source, list[Capture]]] = {}
+        for call in recorder.calls:
+            errors = [next(found) for _ in call.perturbations]
+            if all(error is None for error in errors):
+                continue
+            errors = [torch.zeros_like(z) if e is None else e for e, z in zip(errors, call.perturbations, strict=True)]
+            for source, capture in shares(call, errors):
+                if source.edge is None:
+                    captures.setdefault(source.name, []).append(capture)
+                else:
+                    computed.setdefault(source.name, (source, []))[1].append(capture)
+        captures |= {
+            name: [direct(gradient)] for name, gradient in zip(copies, found, strict=True) if gradient is not None
+        }
+        for name, capture in self._pulled_back(computed.values(), len(batch)):
+            captures.setdefault(name, []).append(capture)
+        return {name: joined(captures[name]) for name in names if name in captures}
+
+    def _copies(self, count: int, names: Collection[str]) -> dict[str, Tensor]:
+        """Return `count` copies of the parameters that take the second step, to be differentiated instead of them."""
+        chosen = {name: self._parameters[name].detach() for name in names if self._routes.step(name) == VMAP}
+        return {name: p.expand(count, *p.shape).clone().requires_grad_() for name, p in chosen.items()}
+
+    def _run(self, batch: Examples, copies: dict[str, Tensor], names: Collection[str]) -> tuple[CallRecorder, Tensor]:
+        """Return the recorded calls of the parameters named, and the (B,) losses."""
+        followed = {name: p for name, p in self._parameters.items() if self._routes.step(name) != ONE_AT_A_TIME}
+        recorders = []
+
+        def sample_loss(inputs, target, copies):
+            recorder = CallRecorder(followed, copies, names, len(batch))
+            recorders.append(recorder)
+            with recorder:
+                outputs = run_model(self._model, map_tensors(lambda x: x[None], inputs))
+                return self._loss(outputs, target[None]).sum()
+
+        with torch.enable_grad(), _without_vmap_warnings():
+            losses = torch.func.vmap(sample_loss)(batch.inputs, batch.targets, copies)
+        return recorders[0], losses
+
+    def _pulled_back(
+        self, computed: Collection[tuple[Source, list[Capture]]], count: int
+    ) -> Iterator[tuple[str, Capture]]:
+        """Yield the gradients of parameters from those of the tensors that are computed from them."""
+        for source, parts in computed:
+            rows, cols = matrix_shape(source.tensor)
+            products = torch.empty(count, rows * cols, dtype=source.tensor.dtype, device=source.tensor.device)
+            write_products(parts, slice(0, rows), cols, products)
+            names = sorted(source.parameters)
+            gradients = torch.autograd.grad(
+                source.edge,
+                [self._parameters[name] for name in names],
+                grad_outputs=products.view(count, *source.tensor.shape),
+                is_grads_batched=True,
+                retain_graph=True,
+                allow_unused=True,
+            )
+            yield from ((n, direct(g)) for n, g in zip(names, gradients, strict=True) if g is not None)
 
 
-def _shares(call: LayerCall, dim: int, batch: int, error: Tensor) -> Iterator[tuple[str | None, Capture]]:
-    if call.kind == "linear":
-        inputs, errors = _samples_first(call.input, dim, batch), _samples_first(error, dim, batch)
-        yield call.weight, Capture("linear", inputs, F.pad(errors, (call.setting, 0)) if call.setting else errors)
-        if call.bias is not None:
-            yield call.bias, Capture("direct", None, errors.sum(1)[..., None])
-    elif call.kind == "conv":
-        yield call.weight, Capture("conv", call.input, error, call.setting)
-        if call.bias is not None:
-            yield call.bias, Capture("direct", None, error.sum((2, 3))[..., None])
-    elif call.kind == "lookup":
-        indices, errors = call.input.movedim(dim, 0).reshape(batch, -1), _samples_first(error, dim, batch)
-        if call.setting is not None:
-            errors = errors.masked_fill((indices == call.setting)[..., None], 0)
-        yield call.weight, Capture("lookup", indices, errors)
-    else:
-        sums = _norm_sums if call.kind == "layer_norm" else _channel_sums
-        if call.weight is not None:
-            yield call.weight, Capture("direct", None, sums(call.setting(call.input) * error, dim, batch))
-        if call.bias is not None:
-            yield call.bias, Capture("direct", None, sums(error, dim, batch))
+@contextmanager
+def _without_vmap_warnings() -> Iterator[None]:
+    """Keep vmap from saying that it runs an operation sample by sample: the route's time is measured and told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
 
 
-def _samples_first(tensor: Tensor, dim: int, batch: int) -> Tensor:
-    """Return (B, S, features): S runs over every dimension but the samples' and the last."""
-    return tensor.movedim(dim, 0).reshape(batch, -1, tensor.shape[-1])
-
-
-def _norm_sums(values: Tensor, dim: int, batch: int) -> Tensor:
-    return _samples_first(values, dim, batch).sum(1)[..., None]
-
-
-def _channel_sums(values: Tensor, dim: int, batch: int) -> Tensor:
-    per_row = values.reshape(*values.shape[:2], -1).sum(2)
-    return per_row.reshape(batch, -1, values.shape[1]).sum(1)[..., None]
+def _gradients(total: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    if not tensors or not total.requires_grad:
+        return [None] * len(tensors)
+    return torch.autograd.grad(total, tensors, allow_unused=True)

@@ -10,7 +10,6 @@ Flat order of the d columns: trainable parameters in `model.named_parameters()` 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,20 +19,18 @@ from torch import Tensor, nn
 from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_calls import trainable_parameters
-from common.gradients.layer_capture import Capture, LayerLayout, Loss, capture_layers
-from common.gradients.layer_layout import cast, layer_layout, require_supported
+from common.gradients.layer_capture import LayerCapture, Routes, row_dtype
 from common.gradients.layer_products import (
     add_product_of_grams,
-    empty_like,
-    fill,
     grams_are_cheaper,
-    in_float64,
-    matrix_shape,
+    place,
     select_rows,
     split_rows,
     write_products,
 )
-from common.workloads.records import Examples
+from common.gradients.layer_shares import Capture, matrix_shape
+from common.workloads.precision import in_dtype, match_inputs
+from common.workloads.records import Examples, Loss
 
 
 @dataclass(frozen=True)
@@ -59,31 +56,29 @@ class Piece:
         return self.rows.stop - self.rows.start
 
 
-def per_sample_gradients(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Tensor,
-    targets: Tensor,
-    layout: LayerLayout,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Return the (B, d) gradients of each sample's loss, in the model's dtype and on its device.
+class RowGradients:
+    """Rows of per-sample gradients, batch by batch."""
 
-    `layout` comes from `layer_layout`. They are written into `out` where it is given: (B, d), same dtype and device.
-    Needs the activations of one batch besides. Raises UserError when the layout has unsupported parameters.
-    """
-    require_supported(layout)
-    parameters = trainable_parameters(model)
-    dtype, device = _dtype_and_device(model)
-    captures = capture_layers(model, loss, inputs, targets, layout)
-    gradients = out if out is not None else torch.empty(len(inputs), _dim(parameters), dtype=dtype, device=device)
-    start = 0
-    for name, parameter in parameters.items():
-        rows, cols = matrix_shape(parameter)
-        block = gradients[:, start : start + rows * cols]
-        write_products(captures.pop(name, []), slice(0, rows), cols, block)
-        start += rows * cols
-    return gradients
+    def __init__(self, model: nn.Module, loss: Loss, routes: Routes):
+        self._capture = LayerCapture(model, loss, routes)
+        self._parameters = trainable_parameters(model)
+
+    def __call__(self, batch: Examples, out: Tensor | None = None) -> Tensor:
+        """Return the (B, d) gradients of each sample's loss, float32 or float64, on the model's device.
+
+        They are written into `out` where it is given: (B, d), same dtype and device. Needs the activations of the
+        batch besides.
+        """
+        captures = self._capture(batch)
+        size = len(batch), _dim(self._parameters)
+        device = next(iter(self._parameters.values())).device
+        gradients = out if out is not None else torch.empty(size, dtype=self._capture.dtype, device=device)
+        start = 0
+        for name, parameter in self._parameters.items():
+            rows, cols = matrix_shape(parameter)
+            write_products(captures.pop(name, []), slice(0, rows), cols, gradients[:, start : start + rows * cols])
+            start += rows * cols
+        return gradients
 
 
 class LayerwiseGradients:
@@ -94,7 +89,7 @@ class LayerwiseGradients:
     more), half as much for the activations and errors of a batch, whose samples are fewer than `batch_size` where that
     takes more (a single sample's at least), and the block or Gram matrix asked for. Where a single pass suffices its
     captures are kept, so that later calls need no pass at all.
-    Raises UserError when some parameter is not supported (see `unsupported_parameters`).
+    Parameters that are not followed layer by layer are kept as gradients, never as factors.
     """
 
     def __init__(
@@ -105,14 +100,15 @@ class LayerwiseGradients:
         batch_size: int = 32,
         dtype: torch.dtype | None = None,
         memory_bytes: int = 2 << 30,
-        layout: LayerLayout | None = None,
+        routes: Routes | None = None,
     ):
-        self._layout = layout or layer_layout(model, loss, examples)
-        require_supported(self._layout)
-        if dtype is not None and dtype != _dtype_and_device(model)[0]:
-            model = copy.deepcopy(model).to(dtype)
-        self._model, self._loss, self._examples = model, loss, examples
+        if dtype is not None and dtype != row_dtype(model):
+            model, examples = in_dtype(model, dtype), match_inputs(examples, dtype)
+        self._capture_layers = LayerCapture(model, loss, routes or Routes())
+        self._dtype = self._capture_layers.dtype
+        self._model, self._examples = model, examples
         self._parameters = trainable_parameters(model)
+        self._device = next(iter(self._parameters.values())).device
         self.num_rows: int = len(examples)
         self.dim: int = _dim(self._parameters)
         probe, sample_bytes = self._probe()
@@ -139,7 +135,7 @@ class LayerwiseGradients:
         needs about 3 `block_bytes` (but N times a parameter's row at least) and 48 KB times N.
         """
         n = self.num_rows
-        gram = torch.zeros(n, n, dtype=torch.float64, device=_dtype_and_device(self._model)[1])
+        gram = torch.zeros(n, n, dtype=torch.float64, device=self._device)
         for piece, captures in self._sweep():
             if piece.keeps_factors and grams_are_cheaper(captures, piece.num_rows, piece.cols):
                 add_product_of_grams(gram, captures[0])
@@ -165,55 +161,43 @@ class LayerwiseGradients:
 
         Inputs and errors have the model's dtype, their products and sums are float64.
         """
-        device = _dtype_and_device(self._model)[1]
         for first in with_progress("gradients, row by row", range(0, self.num_rows, size), unit="batch"):
-            batch = torch.empty(min(size, self.num_rows - first), self.dim, dtype=torch.float64, device=device)
-            for start in range(0, len(batch), self._batch_size):
-                part = batch[start : start + self._batch_size]
-                captures = self._capture(slice(first + start, first + start + len(part)), None)
-                self._write_exact(captures, part)
-            yield first, batch
+            yield first, self.rows_of(torch.arange(first, min(first + size, self.num_rows)))
 
-    def _write_exact(self, captures: dict[str, list[Capture]], out: Tensor) -> None:
-        start = 0
-        for name, parameter in self._parameters.items():
-            rows, cols = matrix_shape(parameter)
-            exact = [in_float64(capture) for capture in captures.get(name, [])]
-            products = out.new_empty(len(out), rows * cols)
-            write_products(exact, slice(0, rows), cols, products)
-            out[:, start : start + rows * cols] = products
-            start += rows * cols
+    def rows_of(self, samples: Tensor) -> Tensor:
+        """Return the (k, d) float64 gradients of (k,) int64 samples, computed as those of `row_batches`."""
+        rows = torch.empty(len(samples), self.dim, dtype=torch.float64, device=self._device)
+        for part, some in zip(rows.split(self._batch_size), samples.split(self._batch_size), strict=True):
+            captures = self._capture(some, None)
+            start = 0
+            for name, parameter in self._parameters.items():
+                height, cols = matrix_shape(parameter)
+                exact = [capture.to(torch.float64) for capture in captures.get(name, [])]
+                products = part.new_empty(len(part), height * cols)
+                write_products(exact, slice(0, height), cols, products)
+                part[:, start : start + height * cols] = products
+                start += height * cols
+        return rows
 
     def _probe(self) -> tuple[dict[str, list[Capture]], int]:
         """Return the captures of one sample, and the bytes that its backward pass needs for activations and errors."""
-        saved = {}
-
-        def remember(tensor: Tensor) -> Tensor:
-            saved[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            probe = self._capture(slice(0, 1), None)
-        for parameter in self._model.parameters():
-            saved.pop(parameter.data_ptr(), None)
-        errors = sum(capture.errors.nbytes for captures in probe.values() for capture in captures)
-        return probe, sum(saved.values()) + errors
+        one = self._examples.subset(slice(1)).to(self._device)
+        probe = self._capture_layers(one)
+        captured = sum(capture.nbytes for captures in probe.values() for capture in captures)
+        return probe, self._capture_layers.saved_bytes(one) + captured
 
     def _pieces(self, probe: dict[str, list[Capture]], memory_bytes: int) -> Iterator[Piece]:
         start = 0
         for name, parameter in self._parameters.items():
             rows, cols = matrix_shape(parameter)
             for part, factors, size in split_rows(
-                probe.get(name, []), rows, cols, parameter.itemsize, memory_bytes // self.num_rows
+                probe.get(name, []), rows, cols, self._dtype.itemsize, memory_bytes // self.num_rows
             ):
                 yield Piece(name, part, cols, start + part.start * cols, factors, size)
             start += rows * cols
 
-    def _capture(self, samples: slice, wanted: set[str] | None) -> dict[str, list[Capture]]:
-        dtype, device = _dtype_and_device(self._model)
-        few = self._examples.subset(samples)
-        inputs, targets = cast(few.inputs.to(device), dtype), few.targets.to(device)
-        return capture_layers(self._model, self._loss, inputs, targets, self._layout, wanted)
+    def _capture(self, samples: slice | Tensor, wanted: set[str] | None) -> dict[str, list[Capture]]:
+        return self._capture_layers(self._examples.subset(samples).to(self._device), wanted)
 
     def _sweep(self) -> Iterator[tuple[Piece, list[Capture]]]:
         """Yield every piece with its captures for all N samples, in column order."""
@@ -236,27 +220,22 @@ class LayerwiseGradients:
             captures = self._capture(samples, wanted)
             for store, piece in zip(kept, pieces, strict=True):
                 parts = self._to_keep(piece, captures.get(piece.name, []), samples.stop - samples.start)
-                if not store:
-                    store.extend(empty_like(part, self.num_rows) for part in parts)
-                for whole, part in zip(store, parts, strict=True):
-                    fill(whole, part, samples)
+                place(store, parts, samples, self.num_rows)
         return list(zip(pieces, kept, strict=True))
 
     def _to_keep(self, piece: Piece, captures: list[Capture], batch: int) -> list[Capture]:
         if piece.keeps_factors:
             return [select_rows(capture, piece.rows) for capture in captures]
-        dtype, device = _dtype_and_device(self._model)
-        products = torch.empty(batch, piece.num_rows * piece.cols, dtype=dtype, device=device)
+        products = torch.empty(batch, piece.num_rows * piece.cols, dtype=self._dtype, device=self._device)
         write_products(captures, piece.rows, piece.cols, products)
         return [Capture("direct", None, products.view(batch, -1, piece.cols))]
 
     def _blocks(self, piece: Piece, captures: list[Capture], max_bytes: int) -> Iterator[tuple[int, Tensor]]:
-        dtype, device = _dtype_and_device(self._model)
-        step = max(1, max_bytes // (self.num_rows * piece.cols * dtype.itemsize))
+        step = max(1, max_bytes // (self.num_rows * piece.cols * self._dtype.itemsize))
         for first in range(0, piece.num_rows, step):
             rows = slice(first, min(first + step, piece.num_rows))
             width = (rows.stop - rows.start) * piece.cols
-            block = torch.empty(self.num_rows, width, dtype=dtype, device=device)
+            block = torch.empty(self.num_rows, width, dtype=self._dtype, device=self._device)
             write_products(captures, rows, piece.cols, block)
             yield piece.start + first * piece.cols, block
 
@@ -277,8 +256,3 @@ def _pack(pieces: Iterator[Piece], num_rows: int, memory_bytes: int) -> list[lis
 
 def _dim(parameters: dict[str, nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters.values())
-
-
-def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    parameter = next(model.parameters())
-    return parameter.dtype, parameter.device

@@ -6,21 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from common.gradients.gram import panels
-from common.gradients.layer_capture import Capture
+from common.gradients.layer_shares import Capture
 
 CHUNK_BYTES = 64 << 20
 # Writing out larger patches of one sample costs more than it saves over one library convolution a sample.
 LARGE_PATCHES = 2 << 20
-
-
-def matrix_shape(parameter: Tensor) -> tuple[int, int]:
-    """Return the (rows, cols) as which a parameter is treated: its first dimension, and all others."""
-    rows = parameter.shape[0] if parameter.ndim else 1
-    return rows, parameter.numel() // rows
 
 
 def write_products(captures: list[Capture], rows: slice, cols: int, out: Tensor) -> None:
@@ -98,28 +93,68 @@ def select_rows(capture: Capture, rows: slice) -> Capture:
     return replace(capture, errors=capture.errors[:, rows])
 
 
-def in_float64(capture: Capture) -> Capture:
-    """Return the capture with inputs and errors in float64; looked-up indices stay as they are."""
-    inputs = capture.inputs
-    if inputs is not None and capture.kind != "lookup":
-        inputs = inputs.double()
-    return replace(capture, inputs=inputs, errors=capture.errors.double())
+def joined(captures: list[Capture]) -> list[Capture]:
+    """Return a parameter's captures with one of each kind: a layer used at every time step has as many positions."""
+    if len(captures) == 1:
+        return captures
+    found = []
+    for kind in ("linear", "lookup"):
+        parts = [capture for capture in captures if capture.kind == kind]
+        if parts:
+            inputs, errors = (torch.cat([getattr(c, name) for c in parts], 1) for name in ("inputs", "errors"))
+            found.append(Capture(kind, inputs, errors))
+    gradients = [capture.errors for capture in captures if capture.kind == "direct"]
+    if gradients:
+        found.append(Capture("direct", None, sum(gradients[1:], gradients[0])))
+    return [*found, *(capture for capture in captures if capture.kind == "conv")]
 
 
-def empty_like(capture: Capture, samples: int) -> Capture:
-    """Return a capture of the same kind with uninitialised room for `samples` samples."""
-    return replace(
-        capture,
-        inputs=None if capture.inputs is None else capture.inputs.new_empty(samples, *capture.inputs.shape[1:]),
-        errors=capture.errors.new_empty(samples, *capture.errors.shape[1:]),
-    )
+def merge(groups: list[tuple[Tensor, dict[str, list[Capture]]]], samples: int) -> dict[str, list[Capture]]:
+    """Return the captures of all samples from those of groups of samples: (their indices, their captures)."""
+    names = dict.fromkeys(name for _, captures in groups for name in captures)
+    merged: dict[str, list[Capture]] = {}
+    for name in names:
+        merged[name] = []
+        for indices, captures in groups:
+            place(merged[name], captures.get(name, []), indices, samples)
+    return merged
 
 
-def fill(whole: Capture, part: Capture, samples: slice) -> None:
-    """Copy the capture of some samples into its place among all."""
-    if part.inputs is not None:
-        whole.inputs[samples] = part.inputs
-    whole.errors[samples] = part.errors
+def place(wholes: list[Capture], parts: list[Capture], samples: slice | Tensor, count: int) -> None:
+    """Copy a parameter's captures of some samples into their places among those of all `count` samples, in place.
+
+    Samples may have more or fewer positions than others, or more or fewer calls: what is missing is zero.
+    """
+    for number, part in enumerate(parts):
+        if number == len(wholes):
+            wholes.append(_zeros(part, count))
+        whole = wholes[number]
+        if (whole.kind, whole.geometry) != (part.kind, part.geometry):
+            raise RuntimeError("other samples use a parameter in other ways")
+        if part.kind in ("linear", "lookup"):
+            wholes[number] = whole = _with_room(whole, part.errors.shape[1])
+            places = slice(part.errors.shape[1])
+            whole.errors[samples, places] = part.errors
+            whole.inputs[samples, places] = part.inputs
+            continue
+        if whole.errors.shape[1:] != part.errors.shape[1:]:
+            raise RuntimeError("a convolution sees images of other sizes from one sample to the next")
+        whole.errors[samples] = part.errors
+        if part.inputs is not None:
+            whole.inputs[samples] = part.inputs
+
+
+def _zeros(part: Capture, count: int) -> Capture:
+    inputs = None if part.inputs is None else part.inputs.new_zeros(count, *part.inputs.shape[1:])
+    return replace(part, inputs=inputs, errors=part.errors.new_zeros(count, *part.errors.shape[1:]))
+
+
+def _with_room(whole: Capture, positions: int) -> Capture:
+    missing = positions - whole.errors.shape[1]
+    if missing <= 0:
+        return whole
+    inputs = F.pad(whole.inputs, (0, missing) if whole.kind == "lookup" else (0, 0, 0, missing))
+    return replace(whole, inputs=inputs, errors=F.pad(whole.errors, (0, 0, 0, missing)))
 
 
 def split_rows(

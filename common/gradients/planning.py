@@ -6,7 +6,7 @@ Columns follow `model.named_parameters()`, each parameter flattened row by row (
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,13 +15,20 @@ from tqdm import tqdm
 
 from common.foundations.errors import UserError
 from common.gradients.kept_rows import Gradients, RecomputedGradients, StoredGradients
-from common.gradients.layer_capture import LayerLayout
-from common.gradients.layer_gradients import LayerwiseGradients, per_sample_gradients
-from common.gradients.layer_layout import layer_layout
-from common.workloads.records import Examples, Workload
+from common.gradients.layer_calls import trainable_parameters
+from common.gradients.layer_capture import Routes, row_dtype
+from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
+from common.gradients.one_at_a_time import one_gradient
+from common.gradients.precision import attributed
+from common.gradients.routes import CheckedRoutes, check_routes, drop
+from common.gradients.row_checks import check_rows
+from common.gradients.verification import Subject
+from common.workloads.records import Examples, Workload, concatenate
 
 BATCH_BYTES = 2**29
 """What the float32 gradients of one batch take at most, unless one sample takes more."""
+CHECK_SHARE = 0.05
+"""Share of the time of all gradients that checking them may take, choosing the routes included."""
 LARGEST_IN_RAM = 2**32
 """Bytes up to which gradients are stored in RAM where nobody says otherwise."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -34,13 +41,13 @@ class GradientPlan:
     workload: Workload
     """Gives the loss."""
     model: nn.Module
-    """In eval mode, on `device`."""
+    """In eval mode, on `device`; in float32 or float64, whatever precision the workload's has."""
     parts: list[tuple[str, Examples]]
     """(name for messages, samples), for example [("training", ...), ("test", ...)]."""
     examples: Examples
     """The samples of all parts, one a row."""
-    layout: LayerLayout
-    """How the model's layers relate to samples."""
+    checked: CheckedRoutes
+    """How the gradient of each parameter is computed, and how that was checked."""
     batch_size: int
     """Samples per batch."""
     offload: str
@@ -51,6 +58,11 @@ class GradientPlan:
     """Where gradients are computed and blocks delivered."""
     last_samples: Tensor | None = None
     """Numbers by which messages name the samples of the last part; None: 0, 1, 2, ..."""
+
+    @property
+    def routes(self) -> Routes:
+        """Which step of the ladder each parameter takes."""
+        return self.checked.routes
 
     @property
     def num_rows(self) -> int:
@@ -73,6 +85,10 @@ class GradientPlan:
         kind = str(self.dtype).removeprefix("torch.")
         return f"{self.num_rows} x {self.num_columns} {kind}, {gigabytes(self.num_bytes)}"
 
+    def sample_name(self, row: int) -> str:
+        """Return how messages call the sample of a row, for example `training sample 57`."""
+        return _sample_name(self.parts, self.last_samples, row)
+
 
 def plan_gradients(
     workload: Workload,
@@ -87,102 +103,119 @@ def plan_gradients(
 ) -> GradientPlan:
     """Return how to compute the gradients of workload.loss at every sample of every part; see `GradientPlan`.
 
-    Batch norm and dropout are in eval mode, so each row is the gradient of one sample's loss alone. Where every layer
-    is supported (common/layer_layout.py) rows come from one batched backward pass, else from torch.func.vmap of grad.
-    `offload` None stands for recompute where every layer is supported and not `prefer_stored`, else for cpu, or disk
-    from 4 GiB on.
+    Batch norm and dropout are in eval mode, so each row is the gradient of one sample's loss alone. Each parameter
+    takes the fastest step of layer by layer, torch.func.vmap, one sample at a time whose numbers are those of plain
+    autograd (common/gradients/routes.py); one line says which. `offload` None stands for cpu, or disk from 4 GiB on,
+    where a parameter goes one sample at a time or `prefer_stored`; else for recompute.
+
+    Raises:
+        UserError: plain autograd cannot differentiate the loss of a sample, or samples influence one another.
     """
-    examples = Examples(torch.cat([part.inputs for _, part in parts]), torch.cat([part.targets for _, part in parts]))
-    layout = layer_layout(model, workload.loss, examples)
-    plan = GradientPlan(workload, model, parts, examples, layout, batch_size, offload, dtype, device, last_samples)
-    if offload is not None:
-        return plan
-    if not layout.unsupported and not prefer_stored:
-        return replace(plan, offload="recompute")
-    return replace(plan, offload="cpu" if plan.num_bytes <= LARGEST_IN_RAM else "disk")
+    model, examples = attributed(model, workload.loss, concatenate([part for _, part in parts]), device)
+
+    def name_sample(row: int) -> str:
+        return _sample_name(parts, last_samples, row)
+
+    checked = check_routes(model, workload.loss, examples, batch_size, name_sample)
+    print(f"gradients: {checked.describe(len(examples))}")
+    plan = GradientPlan(workload, model, parts, examples, checked, batch_size, "", dtype, device, last_samples)
+    if offload is None:
+        stored = prefer_stored or checked.routes.one_at_a_time
+        offload = "recompute" if not stored else "cpu" if plan.num_bytes <= LARGEST_IN_RAM else "disk"
+    return replace(plan, offload=offload)
 
 
 def compute_gradients(plan: GradientPlan, norms: Tensor | None = None) -> Gradients:
-    """Return the gradients of a plan whose offload mode needs no file.
+    """Return the gradients of a plan whose offload mode needs no file, checked against plain autograd.
 
-    `norms` are their (N,) float64 lengths, where they are known: recomputed gradients then need no Gram matrix.
+    `norms` are their (N,) float64 lengths, where they are known: recomputed gradients then need no Gram matrix, and
+    are not checked again.
 
     Raises:
-        UserError: a gradient is not finite (says which sample and parameter), or a layer is not supported by
-            `recompute`.
+        UserError: a gradient is not finite (says which sample and parameter).
     """
     if plan.offload == "recompute":
-        layerwise = LayerwiseGradients(
-            plan.model, plan.workload.loss, plan.examples, plan.batch_size, layout=plan.layout
-        )
-        print(
-            f"gradients: nothing stored; {gigabytes(layerwise.kept_bytes)} of layer inputs and errors in RAM, "
-            f"{layerwise.num_passes} pass(es) over the samples a use"
-        )
-        gradients = RecomputedGradients(layerwise, norms)
-        _check_norms(gradients.norms, plan)
-        return gradients
+        return _recomputed(plan, norms)
     print(f"gradients: {plan.stored_size} {'on the device' if plan.offload == 'none' else 'in RAM'}")
     gradients = StoredGradients(plan.num_rows, plan.num_columns, plan.offload, plan.dtype, plan.device)
     fill(gradients, plan)
     return gradients
 
 
+def _recomputed(plan: GradientPlan, norms: Tensor | None) -> RecomputedGradients:
+    routes = plan.routes
+    while True:
+        start = time.perf_counter()
+        layerwise = LayerwiseGradients(plan.model, plan.workload.loss, plan.examples, plan.batch_size, routes=routes)
+        print(
+            f"gradients: nothing stored; {gigabytes(layerwise.kept_bytes)} of layer inputs and errors in RAM, "
+            f"{layerwise.num_passes} pass(es) over the samples a use"
+        )
+        gradients = RecomputedGradients(layerwise, norms)
+        _check_norms(gradients.norms, plan)
+        if norms is not None or _is_right(plan, routes, gradients, torch.float32, time.perf_counter() - start):
+            return gradients
+        routes = drop(routes, gradients.check.mismatches, plan.sample_name)
+
+
 def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
-    """Compute all gradients of a plan, batch by batch, into `gradients`; UserError where one is not finite."""
-    compute = compute_by_vmap(plan.workload, plan.model)
-    if not plan.layout.unsupported:
-        compute = compute_by_layers(plan.workload, plan.model, plan.layout)
-    with tqdm(total=plan.num_rows, desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False) as bar:
+    """Compute all gradients of a plan, batch by batch, into `gradients`, and check them against plain autograd.
+
+    Raises:
+        UserError: a gradient is not finite (says which sample and parameter).
+    """
+    routes = plan.routes
+    while True:
+        start = time.perf_counter()
+        compute = RowGradients(plan.model, plan.workload.loss, routes)
         size = max(1, min(plan.batch_size, BATCH_BYTES // (4 * plan.num_columns)))
-        for start in range(0, plan.num_rows, size):
-            batch = plan.examples.subset(slice(start, start + size))
-            gradients.write(start, compute(batch.inputs.to(plan.device), batch.targets.to(plan.device)))
-            bar.update(len(batch))
-    _check_norms(gradients.norms, plan)
+        with tqdm(
+            total=plan.num_rows, desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False
+        ) as bar:
+            for first in range(0, plan.num_rows, size):
+                batch = plan.examples.subset(slice(first, first + size)).to(plan.device)
+                gradients.write(first, compute(batch))
+                bar.update(len(batch))
+        _check_norms(gradients.norms, plan)
+        if _is_right(plan, routes, gradients, plan.dtype, time.perf_counter() - start):
+            return
+        routes = drop(routes, gradients.check.mismatches, plan.sample_name)
 
 
-def compute_by_layers(workload: Workload, model: nn.Module, layout: LayerLayout) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return (inputs, targets) -> (B, d) gradients, by hooks on one batched backward pass."""
-    return lambda inputs, targets: per_sample_gradients(model, workload.loss, inputs, targets, layout)
-
-
-def compute_by_vmap(workload: Workload, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return (inputs, targets) -> (B, d) gradients, by torch.func.vmap over torch.func.grad."""
-    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    others = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
-    buffers = {name: b.detach() for name, b in model.named_buffers()} | others
-
-    def sample_loss(values, inputs, target):
-        outputs = torch.func.functional_call(model, (values, buffers), (inputs[None],))
-        return workload.loss(outputs, target[None]).squeeze(0)
-
-    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
-
-    def compute(inputs, targets):
-        gradients = per_sample(parameters, inputs, targets)
-        return torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
-
-    return compute
+def _is_right(
+    plan: GradientPlan,
+    routes: Routes,
+    gradients: StoredGradients | RecomputedGradients,
+    stored: torch.dtype,
+    seconds: float,
+) -> bool:
+    """Check finished rows, in a twentieth of the `seconds` that they took, keep what was found, and return it."""
+    subject = Subject(plan.model, plan.workload.loss, plan.examples, row_dtype(plan.model))
+    budget = CHECK_SHARE * seconds - plan.checked.seconds
+    gradients.check = check_rows(subject, routes, gradients, stored, budget)
+    return not gradients.check.mismatches
 
 
 def _check_norms(norms: Tensor, plan: GradientPlan) -> None:
     bad = torch.nonzero(~torch.isfinite(norms)).flatten().tolist()
     if not bad:
         return
-    one = plan.examples.subset(slice(bad[0], bad[0] + 1))
-    parameters = {name: p for name, p in plan.model.named_parameters() if p.requires_grad}
-    loss = plan.workload.loss(plan.model(one.inputs.to(plan.device)), one.targets.to(plan.device)).sum()
-    found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    parameters = trainable_parameters(plan.model)
+    one = plan.examples.subset(slice(bad[0], bad[0] + 1)).to(plan.device)
+    found = one_gradient(plan.model, plan.workload.loss, one, list(parameters.values()))
     names = [name for name, g in zip(parameters, found, strict=True) if not torch.isfinite(g).all()]
-    numbers = [(name, i) for name, samples in plan.parts for i in range(len(samples))]
-    part, number = numbers[bad[0]]
-    if plan.last_samples is not None and part == plan.parts[-1][0]:
-        number = int(plan.last_samples[number])
     raise UserError(
-        f"the gradient of {part} sample {number} is not finite in {names[0] if names else 'float32'} "
+        f"the gradient of {plan.sample_name(bad[0])} is not finite in {names[0] if names else 'float32'} "
         f"({len(bad)} such samples); all gradients must be finite"
     )
+
+
+def _sample_name(parts: list[tuple[str, Examples]], last_samples: Tensor | None, row: int) -> str:
+    for name, samples in parts[:-1]:
+        if row < len(samples):
+            return f"{name} sample {row}"
+        row -= len(samples)
+    return f"{parts[-1][0]} sample {row if last_samples is None else int(last_samples[row])}"
 
 
 def gigabytes(count: int) -> str:

@@ -12,24 +12,25 @@ import torch
 
 from common.foundations import storage, tensor_files
 from common.foundations.seeds import isolated_rng
+from common.gradients.one_at_a_time import gradients
 from common.gradients.planning import GradientPlan
+from common.workloads.running import run_model
 
 PROBES = 16
 
 
 def describe_choices(plan: GradientPlan) -> dict:
     """Return what a user chooses about gradients."""
-    stored_by = "vmap" if plan.layout.unsupported else "layers"
+    slower = [f"{step}: {', '.join(sorted(names))}" for step, names in asdict(plan.routes).items() if names]
     return {
         "samples": {
-            name: {"count": len(part), "data": tensor_files.fingerprint(part.inputs, part.targets)}
-            for name, part in plan.parts
+            name: {"count": len(part), "data": tensor_files.fingerprint(*part.tensors())} for name, part in plan.parts
         },
         "recipe": None if plan.workload.recipe is None else asdict(plan.workload.recipe),
         # all three decide how sums are rounded
         "batch_size": plan.batch_size,
         "dtype": str(plan.dtype).removeprefix("torch."),
-        "route": "recompute" if plan.offload == "recompute" else f"stored, by {stored_by}",
+        "route": "; ".join(["recompute" if plan.offload == "recompute" else "stored", *slower]),
     }
 
 
@@ -72,11 +73,10 @@ def _probe(plan: GradientPlan) -> tuple[list[str], list[str]]:
     chosen = torch.linspace(0, plan.num_rows - 1, min(PROBES, plan.num_rows)).long()
     with isolated_rng(plan.device):
         for rows in chosen.split(plan.batch_size):
-            few = plan.examples.subset(rows)
-            losses = plan.workload.loss(plan.model(few.inputs.to(plan.device)), few.targets.to(plan.device))
-            gradients = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
-            total = [before + gradient for before, gradient in zip(total, gradients, strict=True)]
+            few = plan.examples.subset(rows).to(plan.device)
+            losses = plan.workload.loss(run_model(plan.model, few.inputs), few.targets)
             values += losses.tolist()
+            total = [before + g for before, g in zip(total, gradients(losses.sum(), parameters), strict=True)]
     return [f"{value:.4g}" for value in values], [f"{gradient.norm().item():.4g}" for gradient in total]
 
 

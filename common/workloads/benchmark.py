@@ -30,6 +30,7 @@ from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
 from common.workloads import training
 from common.workloads.records import GroundTruth, Workload
+from common.workloads.running import run_model
 
 SEED = 0
 """The benchmark's own seed, independent of the experiments' --seed: one ground truth serves all of them."""
@@ -164,8 +165,8 @@ def workload_folder(workload: Workload, benchmark_dir: Path) -> Path:
 def describe_inputs(workload: Workload) -> dict:
     """Return what a user chooses about a checkpoint: data, recipe, seed. It names the folder."""
     return {
-        "train_data": tensor_files.fingerprint(workload.train.inputs, workload.train.targets),
-        "test_data": tensor_files.fingerprint(workload.test.inputs, workload.test.targets),
+        "train_data": tensor_files.fingerprint(*workload.train.tensors()),
+        "test_data": tensor_files.fingerprint(*workload.test.tensors()),
         "recipe": asdict(workload.recipe),
         "target_sign": workload.target_sign,
         "seed": SEED,
@@ -181,7 +182,7 @@ def describe(workload: Workload) -> dict:
     model = training.fresh_model(workload, SEED).eval()
     few = workload.test.subset(slice(4))
     with torch.no_grad(), isolated_rng():
-        outputs = model(few.inputs)
+        outputs = run_model(model, few.inputs)
         probe = [*workload.loss(outputs, few.targets).tolist(), float(workload.objective(outputs, few.targets))]
     return {
         **storage.versions(),

@@ -16,9 +16,12 @@ from common.foundations.errors import UserError
 from common.workloads import training
 from common.workloads.names import PAIR_NAMES
 from common.workloads.records import Examples, GroundTruth, TrainingRecipe, Workload
+from common.workloads.running import reaches, run_model
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 OPTIMIZERS = ("sgd", "adam")
+SEARCH_BATCH = 64
+"""Samples in a batch where all are searched for one that uses a parameter."""
 BATCH = 2
 """Samples that run through the model: the smallest batch in which one could see another."""
 
@@ -57,7 +60,7 @@ def check_training(workload: Workload, path: Path) -> None:
         leftover = f" (the last of {n} or {n // 2} samples in batches of {size})" if batch == 1 else ""
         what = "training_loss" if workload.training_loss is not None else "the mean loss"
         with one_line(f"{what} in training mode on a batch of {batch}{leftover}", path):
-            objective = workload.objective(model(few.inputs), few.targets)
+            objective = workload.objective(run_model(model, few.inputs), few.targets)
         if not isinstance(objective, Tensor) or objective.ndim != 0:
             found = f"shape {_shape(objective)}" if isinstance(objective, Tensor) else _type(objective)
             raise UserError(f"{what} must be a scalar, a tensor of shape (); got {found}")
@@ -125,18 +128,39 @@ def _check_samples(workload: Workload) -> None:
         examples = getattr(workload, part)
         if not isinstance(examples, Examples):
             raise UserError(f"{part} must be common.records.Examples, got {_type(examples)}")
-        for name in ("inputs", "targets"):
-            _check_tensor(f"{part}.{name}", getattr(examples, name))
-        if len(examples.inputs) != len(examples.targets):
-            raise UserError(f"{part} has {len(examples.inputs)} inputs but {len(examples.targets)} targets")
+        tensors = _named_tensors(examples)
+        for name, tensor in tensors.items():
+            _check_tensor(f"{part}.{name}", tensor)
+        for name, tensor in tensors.items():
+            if len(tensor) != len(examples):
+                raise UserError(f"{part} has {len(tensor)} {name} but {len(examples)} targets")
         if not len(examples):
             raise UserError(f"{part} is empty; it must hold at least one sample")
-    for name in ("inputs", "targets"):
-        train, test = getattr(workload.train, name), getattr(workload.test, name)
-        if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+    train, test = _named_tensors(workload.train), _named_tensors(workload.test)
+    if list(train) != list(test):
+        raise UserError(f"inputs differ in kind: {', '.join(train)} for train, {', '.join(test)} for test")
+    for name in train:
+        if (train[name].shape[1:], train[name].dtype) != (test[name].shape[1:], test[name].dtype):
             raise UserError(
-                f"{name} differ in kind: {_kind(train)} for train, {_kind(test)} for test; only their number N may"
+                f"{name} differ in kind: {_kind(train[name])} for train, {_kind(test[name])} for test; "
+                "only their number N may"
             )
+
+
+def _named_tensors(examples: Examples) -> dict[str, object]:
+    """Return inputs and targets under the names by which messages call them."""
+    inputs = examples.inputs
+    if isinstance(inputs, dict):
+        if not inputs or not all(isinstance(name, str) for name in inputs):
+            raise UserError("inputs must be a tensor, or a dict or tuple of tensors, the model's arguments")
+        named = {f"inputs[{name!r}]": tensor for name, tensor in inputs.items()}
+    elif isinstance(inputs, tuple):
+        if not inputs:
+            raise UserError("inputs must be a tensor, or a dict or tuple of tensors, the model's arguments")
+        named = {f"inputs[{i}]": tensor for i, tensor in enumerate(inputs)}
+    else:
+        named = {"inputs": inputs}
+    return {**named, "targets": examples.targets}
 
 
 def _check_tensor(name: str, value: object) -> None:
@@ -146,6 +170,9 @@ def _check_tensor(name: str, value: object) -> None:
         raise UserError(f"{name} must have one row a sample, got a single number")
     if value.device.type != "cpu":
         raise UserError(f"{name} must be on the CPU, got {value.device}; --device says where it is used")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise UserError(f"{name} is a {kind} tensor; it must be dense, as .to_dense() makes it")
 
 
 def _check_ground_truth(workload: Workload) -> None:
@@ -185,6 +212,12 @@ def _make_model(workload: Workload, path: Path) -> nn.Module:
     if not any(p.requires_grad for p in parameters.values()):
         frozen = f"all {len(parameters)} parameters of the model are frozen (requires_grad is False)"
         raise UserError(f"{frozen if parameters else 'the model has no parameters'}; influence needs trainable ones")
+    for name, value in parameters.items():
+        if value.requires_grad and value.is_complex():
+            raise UserError(
+                f"parameter {name} is complex ({str(value.dtype).removeprefix('torch.')}); influence is computed for "
+                "real parameters: train torch.view_as_real of it, or freeze it with requires_grad_(False)"
+            )
     for name, value in (parameters | dict(model.named_buffers())).items():
         if value.device.type != "cpu":
             raise UserError(f"make_model() must return a model on the CPU; {name} is on {value.device}")
@@ -194,7 +227,7 @@ def _make_model(workload: Workload, path: Path) -> nn.Module:
 def _outputs_and_losses(workload: Workload, model: nn.Module, few: Examples, path: Path) -> tuple[object, Tensor]:
     size = len(few)
     with one_line(f"the model's forward pass on a batch of {size}", path):
-        outputs = model(few.inputs)
+        outputs = run_model(model, few.inputs)
     with one_line(f"loss on a batch of {size}", path):
         losses = workload.loss(outputs, few.targets)
     if not isinstance(losses, Tensor):
@@ -241,19 +274,23 @@ def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Pa
 
 
 def _check_gradients(workload: Workload, model: nn.Module) -> None:
-    few = workload.train.subset(slice(BATCH))
+    """Raise UserError where no training sample's loss depends on some trained parameter."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    losses = workload.loss(model(few.inputs), few.targets)
     missing = list(parameters)
-    if losses.requires_grad:
-        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-        missing = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise UserError(
-            f"no gradient of the loss reaches {', '.join(missing[:5])}{more}: unused, or detached on the way "
-            "(.detach(), .item(), argmax, torch.no_grad()); use them, or freeze them with requires_grad_(False)"
-        )
+    # a parameter may serve few samples, as an expert does, so all are asked until one uses it
+    for rows in torch.arange(len(workload.train)).split(SEARCH_BATCH):
+        few = workload.train.subset(rows)
+        losses = workload.loss(run_model(model, few.inputs), few.targets)
+        if losses.requires_grad:
+            reached = reaches(losses.sum(), [parameters[name] for name in missing])
+            missing = [name for name, is_reached in zip(missing, reached, strict=True) if not is_reached]
+        if not missing:
+            return
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    raise UserError(
+        f"no gradient of the loss reaches {', '.join(missing[:5])}{more}: unused, or detached on the way "
+        "(.detach(), .item(), argmax, torch.no_grad()); use them, or freeze them with requires_grad_(False)"
+    )
 
 
 def _same(losses: Tensor, others: Tensor) -> bool:

@@ -2,27 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+Inputs = Tensor | dict[str, Tensor] | tuple[Tensor, ...]
+"""What a model takes: one tensor, or several as its named or positional arguments; the first dimension is samples."""
+Loss = Callable[[object, Tensor], Tensor]
+"""(what the model returns for B samples, their targets) -> (B,) losses."""
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Return the inputs with each tensor changed, in the same form."""
+    if isinstance(inputs, dict):
+        return {name: change(tensor) for name, tensor in inputs.items()}
+    return tuple(change(tensor) for tensor in inputs) if isinstance(inputs, tuple) else change(inputs)
+
+
+def input_tensors(inputs: Inputs) -> list[Tensor]:
+    """Return the tensors of which the inputs consist."""
+    if isinstance(inputs, dict):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 @dataclass(frozen=True)
 class Examples:
     """Samples that travel together, one row a sample."""
 
-    inputs: Tensor
-    """(N, ...) float32 or int64, as the model takes them."""
+    inputs: Inputs
+    """(N, ...) tensor as the model takes it; or a dict or tuple of such tensors, the model's arguments. Arrays of numpy
+    become tensors, a list becomes a tuple."""
     targets: Tensor
-    """(N, ...) int64, as the loss takes them."""
+    """(N, ...) of any dtype, as the loss takes them."""
+
+    def __post_init__(self):
+        inputs = tuple(self.inputs) if isinstance(self.inputs, list) else self.inputs
+        object.__setattr__(self, "inputs", map_tensors(_as_tensor, inputs))
+        object.__setattr__(self, "targets", _as_tensor(self.targets))
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
 
     def subset(self, indices) -> Examples:
         """Return the samples at `indices` (a slice, list or (K,) int64 tensor), in that order."""
-        return Examples(self.inputs[indices], self.targets[indices])
+        return Examples(map_tensors(lambda tensor: tensor[indices], self.inputs), self.targets[indices])
+
+    def to(self, device: torch.device | str) -> Examples:
+        """Return the samples on a device."""
+        return Examples(map_tensors(lambda tensor: tensor.to(device), self.inputs), self.targets.to(device))
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of inputs and targets."""
+        return [*input_tensors(self.inputs), self.targets]
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """Return the samples of all parts, one after the other."""
+    first = parts[0].inputs
+    if isinstance(first, dict):
+        inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in first}
+    elif isinstance(first, tuple):
+        inputs = tuple(torch.cat(tensors) for tensors in zip(*(part.inputs for part in parts), strict=True))
+    else:
+        inputs = torch.cat([part.inputs for part in parts])
+    return Examples(inputs, torch.cat([part.targets for part in parts]))
+
+
+def _as_tensor(value):
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 @dataclass(frozen=True)
@@ -72,20 +123,20 @@ class Workload:
     """Training samples, rows of G."""
     test: Examples
     """Test samples, never trained on."""
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """(outputs (B, ...), targets (B, ...)) -> (B,) losses: the quantity whose change is attributed."""
+    loss: Loss
+    """(outputs of the model for B samples, their targets) -> (B,) losses: the quantity whose change is attributed."""
     recipe: TrainingRecipe | None
     """How the model, and every subset model of the LDS ground truth, is trained; None: make_model's is trained."""
-    training_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    training_loss: Callable[[object, Tensor], Tensor] | None = None
     """(outputs, targets) -> scalar that training minimises; None means the mean of `loss`."""
-    correct: Callable[[Tensor, Tensor], Tensor] | None = None
+    correct: Callable[[object, Tensor], Tensor] | None = None
     """(outputs, targets) -> (B,) bool; None where accuracy means nothing."""
     target_sign: int = 1
     """Stored LDS target values are target_sign times the loss."""
     ground_truth: GroundTruth | None = None
     """Test losses of models that were retrained elsewhere; None: they are trained here, with `recipe`."""
 
-    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def objective(self, outputs: object, targets: Tensor) -> Tensor:
         """Return the scalar that training minimises."""
         if self.training_loss is not None:
             return self.training_loss(outputs, targets)

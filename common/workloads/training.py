@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
-from common.workloads.records import Examples, TrainingRecipe, Workload
+from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
+from common.workloads.running import run_model
 
 SMALL_MODEL = 1_000_000
 """Parameters. Larger models fill the cores one at a time, and ten of them no longer fit in the processor's caches."""
@@ -45,7 +46,7 @@ def train_model(
     device = torch.device(device)
     model = fresh_model(workload, seed).to(device)
     optimizer = _make_optimizer(workload.recipe, list(model.parameters()))
-    examples = _to(workload.train.subset(indices), device)
+    examples = workload.train.subset(indices).to(device)
     order = torch.Generator().manual_seed(derive_seed(seed, 1))
     with isolated_rng(device), _threads_for(model):
         torch.manual_seed(derive_seed(seed, 2))
@@ -53,7 +54,8 @@ def train_model(
             for batch in torch.randperm(len(indices), generator=order).split(workload.recipe.batch_size):
                 batch = batch.to(device)
                 optimizer.zero_grad()
-                workload.objective(model(examples.inputs[batch]), examples.targets[batch]).backward()
+                few = examples.subset(batch)
+                workload.objective(run_model(model, few.inputs), few.targets).backward()
                 optimizer.step()
     _check_finite(workload, model.state_dict())
     return model.eval()
@@ -87,7 +89,7 @@ def train_together(
     parameters, _ = stack_module_state(models)
     optimizer = _make_optimizer(workload.recipe, list(parameters.values()))
     objectives = vmap(_stateless_objective(workload, models[0]), randomness="different")
-    train = _to(workload.train, device)
+    train = workload.train.to(device)
     subset_indices = subset_indices.to(device)
     orders = [torch.Generator().manual_seed(derive_seed(seed, 1)) for seed in seeds]
     size = subset_indices.shape[1]
@@ -98,7 +100,8 @@ def train_together(
             for batch in subset_indices.gather(1, order).split(workload.recipe.batch_size, dim=1):
                 optimizer.zero_grad()
                 # The models share no parameter, so the gradient of the sum holds every model's own gradient.
-                objectives(parameters, train.inputs[batch], train.targets[batch]).sum().backward()
+                few = train.subset(batch)
+                objectives(parameters, few.inputs, few.targets).sum().backward()
                 optimizer.step()
     states = []
     for s, model in enumerate(models):
@@ -135,7 +138,7 @@ def evaluate_losses(
 
 
 def evaluate_accuracy(
-    correct: Callable[[Tensor, Tensor], Tensor] | None,
+    correct: Callable[[object, Tensor], Tensor] | None,
     model: nn.Module,
     examples: Examples,
     device: torch.device | str,
@@ -149,20 +152,26 @@ def evaluate_accuracy(
 
 @torch.no_grad()
 def _evaluate(
-    measure: Callable[[Tensor, Tensor], Tensor],
+    measure: Callable[[object, Tensor], Tensor],
     model: nn.Module,
     examples: Examples,
     device: torch.device | str,
     batch_size: int,
 ) -> Tensor:
     model.eval().to(device)
-    batches = zip(examples.inputs.split(batch_size), examples.targets.split(batch_size), strict=True)
-    return torch.cat([measure(model(inputs.to(device)), targets.to(device)).cpu() for inputs, targets in batches])
+    found = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples.subset(slice(start, start + batch_size)).to(device)
+        found.append(measure(run_model(model, batch.inputs), batch.targets).cpu())
+    return torch.cat(found)
 
 
-def _stateless_objective(workload: Workload, model: nn.Module) -> Callable[[dict, Tensor, Tensor], Tensor]:
-    def objective(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return workload.objective(functional_call(model, parameters, (inputs,)), targets)
+def _stateless_objective(workload: Workload, model: nn.Module) -> Callable[[dict, Inputs, Tensor], Tensor]:
+    def objective(parameters: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
+        def with_parameters(*args, **kwargs):
+            return functional_call(model, parameters, args, kwargs)
+
+        return workload.objective(run_model(with_parameters, inputs), targets)
 
     return objective
 
@@ -203,10 +212,6 @@ def _epochs(workload: Workload, progress: bool) -> tqdm:
         file=sys.stderr,
         disable=None if progress else True,
     )
-
-
-def _to(examples: Examples, device: torch.device) -> Examples:
-    return Examples(examples.inputs.to(device), examples.targets.to(device))
 
 
 def _check_finite(workload: Workload, state: dict[str, Tensor]) -> None:

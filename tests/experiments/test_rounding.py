@@ -8,7 +8,7 @@ from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.losses import cross_entropy
 from tests import reference
 from tests.geometries import geometry_from
-from tests.gradient_cases import CPU, Scaled
+from tests.gradient_cases import CPU, Selected
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import dropout_perceptron, tiny_workload
 
@@ -61,8 +61,8 @@ def test_fewer_bits_change_more_and_single_precision_next_to_nothing():
     assert worst[0] < 1e-4 < worst[1] < worst[2]
 
 
-def test_a_model_without_the_layer_by_layer_route_has_no_known_effect():
-    effect, *_ = effect_of(torch.float16, make_model=Scaled)
+def test_a_model_that_goes_one_sample_at_a_time_has_no_known_effect():
+    effect, *_ = effect_of(torch.float16, make_model=Selected)
     assert effect is None
     assert "not known" in describe("float16", effect)
 

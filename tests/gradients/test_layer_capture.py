@@ -2,20 +2,102 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from common.foundations.errors import UserError
-from common.gradients.layer_capture import LayerLayout, capture_layers
-from common.gradients.layer_layout import layer_layout
-from common.workloads.losses import cross_entropy
-from tests.layer_cases import ChangesItsInput, make_case
+from common.gradients.layer_capture import LayerCapture, Routes
+from common.gradients.layer_products import write_products
+from common.gradients.layer_shares import matrix_shape
+from common.workloads.records import Examples
+from tests.layer_cases import make_case
+from tests.layer_kinds import BY_VMAP, LAYER_BY_LAYER, LOOKUPS, loss, make_kind
+from tests.reference_gradients import one_by_one_gradients
+
+
+def rows_of(model, captures, count):
+    blocks = []
+    for name, parameter in model.named_parameters():
+        rows, cols = matrix_shape(parameter)
+        blocks.append(torch.empty(count, rows * cols, dtype=parameter.dtype))
+        write_products(captures.get(name, []), slice(0, rows), cols, blocks[-1])
+    return torch.cat(blocks, dim=1)
+
+
+def captured_and_expected(name, routes):
+    model, examples = make_kind(name)
+    expected = one_by_one_gradients(model, loss, examples.inputs, examples.targets)
+    model, inputs = model.double(), examples.inputs
+    examples = Examples(inputs.double() if inputs.is_floating_point() else inputs, examples.targets)
+    capture = LayerCapture(model, loss, routes)
+    return model, rows_of(model, capture(examples), len(examples)), expected, capture.unknown(examples.subset([0]))
+
+
+@pytest.mark.parametrize("name", [*LAYER_BY_LAYER, *LOOKUPS])
+def test_every_kind_of_layer_gives_the_gradients_of_one_by_one_backward_passes(name):
+    _, found, expected, unknown = captured_and_expected(name, Routes())
+    assert not unknown
+    assert (expected.norm(dim=1) > 0).all()
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-10
+
+
+@pytest.mark.parametrize("name", BY_VMAP)
+def test_a_use_that_cannot_be_followed_is_said_and_right_by_the_next_step(name):
+    _, _, _, unknown = captured_and_expected(name, Routes())
+    assert list(unknown) == ["weights.0"]
+    assert "in a way that is not followed" in unknown["weights.0"]
+    _, found, expected, _ = captured_and_expected(name, Routes(by_vmap=unknown))
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    "name", ["attention", "gru", "weight_norm", "tied_transpose", "embedding_bag", "padded_encoder"]
+)
+def test_all_steps_give_the_same_gradients(name):
+    model, _ = make_kind(name)
+    names = [name for name, _ in model.named_parameters()]
+    for routes in (
+        Routes(by_vmap=dict.fromkeys(names, "")),
+        Routes(one_at_a_time=dict.fromkeys(names, "")),
+        Routes(by_vmap=dict.fromkeys(names[::3], ""), one_at_a_time=dict.fromkeys(names[1::3], "")),
+    ):
+        _, found, expected, _ = captured_and_expected(name, routes)
+        assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-10
+
+
+class Branches(nn.Module):
+    """Cuts its input to the sample's own length, and treats short ones by another layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.short, self.long, self.out = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        length = int((x != 0).any(2).sum(1).max())
+        layer = self.short if length < 3 else self.long
+        return self.out(torch.tanh(layer(x[:, :length])).mean(1))
+
+
+def branching_samples():
+    inputs = torch.randn(7, 5, 4, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([5, 2, 4, 1, 5, 3, 2])
+    inputs[torch.arange(5) >= lengths[:, None]] = 0
+    return Examples(inputs.double(), torch.arange(7) % 3)
+
+
+def test_samples_that_take_different_ways_through_the_model_are_captured_group_by_group():
+    torch.manual_seed(0)
+    model, examples = Branches().double().eval(), branching_samples()
+    expected = one_by_one_gradients(model, loss, examples.inputs, examples.targets)
+    captures = LayerCapture(model, loss, Routes())(examples)
+    assert captures["short.weight"][0].errors.shape == (7, 2, 5)
+    assert captures["long.weight"][0].errors.shape == (7, 5, 5)
+    assert (rows_of(model, captures, 7) - expected).norm() < 1e-12 * expected.norm()
 
 
 def test_only_wanted_parameters_are_captured_and_as_without_the_wish():
     model, loss, examples = make_case("repeated_tokens")
-    layout = layer_layout(model, loss, examples)
-    every = capture_layers(model, loss, examples.inputs, examples.targets, layout)
-    wanted = {"tokens.weight", "out.bias"}
-    some = capture_layers(model, loss, examples.inputs, examples.targets, layout, wanted)
+    capture = LayerCapture(model, loss, Routes())
+    every, wanted = capture(examples), {"tokens.weight", "out.bias"}
+    some = capture(examples, wanted)
     assert set(some) == wanted
     for name in wanted:
         for one, other in zip(some[name], every[name], strict=True):
@@ -25,28 +107,20 @@ def test_only_wanted_parameters_are_captured_and_as_without_the_wish():
 
 def test_a_parameter_that_the_model_does_not_use_is_absent():
     model, loss, examples = make_case("repeated_tokens")
-    layout = layer_layout(model, loss, examples)
-    captures = capture_layers(model, loss, examples.inputs, examples.targets, layout)
-    missing = {name for name, _ in model.named_parameters()} - set(captures)
+    missing = {name for name, _ in model.named_parameters()} - set(LayerCapture(model, loss, Routes())(examples))
     assert missing == {"unused.weight", "unused.bias"}
 
 
-def test_a_parameter_with_two_uses_has_a_capture_of_each():
+def test_a_parameter_with_two_uses_has_a_capture_of_each_kind():
     model, loss, examples = make_case("tied_weights")
-    layout = layer_layout(model, loss, examples)
-    captures = capture_layers(model, loss, examples.inputs, examples.targets, layout)
-    assert [capture.kind for capture in captures["tokens.weight"]] == ["lookup", "linear"]
+    captures = LayerCapture(model, loss, Routes())(examples)
+    assert {capture.kind for capture in captures["tokens.weight"]} == {"lookup", "linear"}
 
 
-def test_other_layers_than_those_of_the_layout_are_refused():
-    model, loss, examples = make_case("repeated_layer")
-    layout = layer_layout(model, loss, examples)
-    shorter = LayerLayout(layout.calls[1:], layout.batch_dims[1:], {})
-    with pytest.raises(UserError, match="calls different layers from one batch to the next"):
-        capture_layers(model, loss, examples.inputs, examples.targets, shorter)
-
-
-def test_an_input_that_is_changed_in_place_after_its_use_is_refused():
-    layout = LayerLayout((("linear", "first.weight", "first.bias"), ("linear", "out.weight", "out.bias")), (0, 0), {})
-    with pytest.raises(UserError, match=r"input of the layer of 'first\.weight' is changed in place"):
-        capture_layers(ChangesItsInput(), cross_entropy, torch.randn(2, 4), torch.tensor([0, 1]), layout)
+def test_a_layer_used_at_every_time_step_has_one_capture_with_as_many_positions():
+    model, examples = make_kind("gru_with_state")
+    captures = LayerCapture(model, loss, Routes())(examples)
+    assert [(capture.kind, capture.errors.shape) for capture in captures["layer.weight_hh_l0"]] == [
+        ("linear", (6, 5, 9))
+    ]
+    assert [capture.errors.shape for capture in captures["layer.bias_hh_l0"]] == [(6, 9, 1)]

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from common.gradients.layer_gradients import LayerwiseGradients, per_sample_gradients
-from common.gradients.layer_layout import layer_layout
+from common.gradients.layer_capture import Routes
+from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
 from common.workloads.losses import cross_entropy
+from common.workloads.precision import match_inputs
 from common.workloads.records import Examples
 from tests.layer_cases import CASES, SAME_EVEN_KERNEL, make_case
 from tests.reference_gradients import one_by_one_gradients
@@ -26,14 +27,13 @@ def largest_relative_row_error(found, expected):
 def test_gradients_equal_one_by_one_backward_passes(name, dtype):
     model, loss, examples = make_case(name)
     expected = one_by_one_gradients(model, loss, examples.inputs, examples.targets)
-    layout = layer_layout(model, loss, examples)
-    model = model.to(dtype)
-    inputs = examples.inputs.to(dtype) if examples.inputs.is_floating_point() else examples.inputs
-    found = per_sample_gradients(model, loss, inputs, examples.targets, layout)
+    examples = match_inputs(examples, dtype)
+    gradients = RowGradients(model.to(dtype), loss, Routes())
+    found = gradients(examples)
     assert found.dtype == dtype
     assert largest_relative_row_error(found, expected) < TOLERANCE[dtype]
     out = torch.full_like(found, 5.0)
-    assert per_sample_gradients(model, loss, inputs, examples.targets, layout, out=out) is out
+    assert gradients(examples, out=out) is out
     assert torch.equal(out, found)
 
 
@@ -116,9 +116,7 @@ def test_non_finite_gradients_are_passed_on_for_their_sample_only(name):
     model, loss, examples = make_case(name)
     inputs = examples.inputs.clone()
     inputs[1] = float("inf")
-    layout = layer_layout(model, loss, Examples(inputs, examples.targets))
-    assert not layout.unsupported
-    found = per_sample_gradients(model, loss, inputs, examples.targets, layout)
+    found = RowGradients(model, loss, Routes())(Examples(inputs, examples.targets))
     finite = found.isfinite().all(dim=1)
     assert finite.tolist() == [index != 1 for index in range(len(inputs))]
     unit_gram, norms = LayerwiseGradients(model, loss, Examples(inputs, examples.targets)).gram()

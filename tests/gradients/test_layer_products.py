@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.gradients.layer_capture import capture_layers
-from common.gradients.layer_layout import layer_layout
-from common.gradients.layer_products import matrix_shape, select_rows, write_products
+from common.gradients.layer_capture import LayerCapture, Routes
+from common.gradients.layer_products import select_rows, write_products
+from common.gradients.layer_shares import matrix_shape
 from tests.layer_cases import SAME_EVEN_KERNEL, make_case
 
 pytestmark = SAME_EVEN_KERNEL
@@ -14,8 +14,7 @@ pytestmark = SAME_EVEN_KERNEL
 @pytest.mark.parametrize("name", ["few_positions", "conv", "repeated_tokens"])
 def test_rows_selected_from_a_capture_give_those_rows_of_the_gradient(name):
     model, loss, examples = make_case(name)
-    layout = layer_layout(model, loss, examples)
-    for parameter, captures in capture_layers(model, loss, examples.inputs, examples.targets, layout).items():
+    for parameter, captures in LayerCapture(model, loss, Routes())(examples).items():
         rows, cols = matrix_shape(model.get_parameter(parameter))
         whole = torch.empty(len(examples), rows * cols)
         part = torch.empty(len(examples), (rows - 1) * cols)

@@ -9,18 +9,28 @@ from torch import nn
 
 from common.foundations.errors import UserError
 from common.gradients import kept_rows, planning
+from common.gradients.layer_gradients import RowGradients
 from common.gradients.planning import plan_gradients
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples
-from tests.gradient_cases import CPU, FLOAT32, MODELS, STORED, Scaled, extract, reference_rows, rows_of, trained
+from tests.gradient_cases import (
+    CPU,
+    FLOAT32,
+    MODELS,
+    STORED,
+    Scaled,
+    Selected,
+    extract,
+    reference_rows,
+    rows_of,
+    trained,
+)
 from tests.reference_training import dropout_perceptron, random_examples, tiny_workload
 
 
 @pytest.mark.parametrize("offload", [*STORED, "recompute", None])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_row_is_the_gradient_that_one_backward_pass_gives(name, offload, tmp_path, monkeypatch):
-    if name == "vmap" and offload == "recompute":
-        pytest.skip("refused, see below")
     model = trained(MODELS[name])
     monkeypatch.setattr(kept_rows, "BLOCK_BYTES", 67 * 4 * 9)  # nine columns a block
     found, expected = extract(model, tmp_path, offload), reference_rows(model)
@@ -48,18 +58,19 @@ def test_without_a_wish_gradients_are_recomputed_or_stored_in_ram_or_on_disk_by_
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_batches_of_large_gradients_are_cut_to_the_memory_they_may_take(samples, tmp_path, monkeypatch):
-    model, sizes = trained(dropout_perceptron), []
+    model, sizes, compute = trained(dropout_perceptron), [], RowGradients.__call__
 
-    def loss(outputs, targets):
-        sizes.append(len(outputs))
-        return cross_entropy(outputs, targets)
+    def count(self, batch):
+        sizes.append(len(batch))
+        return compute(self, batch)
 
     num_columns = sum(p.numel() for p in model.parameters())
     whole = extract(model, tmp_path, "cpu")
     monkeypatch.setattr(planning, "BATCH_BYTES", 4 * num_columns * samples)
-    cut = extract(model, tmp_path, "cpu", loss=loss)
-    assert sizes.count(samples) >= whole.num_rows // 3
-    assert max(sizes) <= 3
+    monkeypatch.setattr(RowGradients, "__call__", count)
+    cut = extract(model, tmp_path, "cpu")
+    assert set(sizes[:-1]) == {samples}
+    assert sum(sizes) == whole.num_rows
     torch.testing.assert_close(cut.norms, whole.norms, rtol=1e-5, atol=0)
 
 
@@ -94,17 +105,12 @@ def test_dropout_and_batch_norm_are_in_eval_mode_and_stay_as_they_are(tmp_path):
         assert all(p.grad is None for p in model.parameters())
 
 
-def test_without_a_wish_nothing_is_stored_where_every_layer_allows_it():
+def test_without_a_wish_nothing_is_stored_unless_a_parameter_goes_one_sample_at_a_time():
     workload = tiny_workload()
-    for make_model, expected in ((dropout_perceptron, "recompute"), (Scaled, "cpu")):
+    for make_model, expected in ((dropout_perceptron, "recompute"), (Scaled, "recompute"), (Selected, "cpu")):
         parts = [("training", workload.train)]
         plan = plan_gradients(workload, trained(make_model), parts, 7, None, torch.float32, CPU)
         assert plan.offload == expected
-
-
-def test_recompute_is_refused_for_a_model_with_parameters_it_does_not_know(tmp_path):
-    with pytest.raises(UserError, match="scale"):
-        extract(trained(Scaled), tmp_path, "recompute")
 
 
 # --- gradients that are not finite --------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def test_the_parameter_named_is_the_one_that_is_not_finite(tmp_path):
         extract(model, tmp_path, "cpu", [("training", tiny_workload().train)], loss=loss)
 
 
-def test_the_vmap_route_names_sample_and_parameter_as_well(tmp_path):
+def test_a_parameter_outside_of_any_layer_is_named_as_well(tmp_path):
     train = tiny_workload().train
     inputs = train.inputs.clone()
     inputs[5] = torch.inf

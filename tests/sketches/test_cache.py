@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from common.foundations.errors import UserError
-from common.gradients import planning
-from common.gradients.layer_gradients import LayerwiseGradients
+from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
 from common.gradients.planning import compute_gradients
 from common.sketches.basis import build_basis
 from common.workloads.losses import cross_entropy
@@ -37,7 +36,7 @@ def forbid_gradients(monkeypatch):
         def refuse(*args, **kwargs):
             raise AssertionError("gradients are computed again")
 
-        monkeypatch.setattr(planning, "per_sample_gradients", refuse)
+        monkeypatch.setattr(RowGradients, "__call__", refuse)
         monkeypatch.setattr(LayerwiseGradients, "_run_pass", refuse)
 
     return forbid
@@ -127,7 +126,7 @@ def test_gradients_on_disk_are_written_once_and_read_bit_by_bit(tmp_path, dtype,
     assert from_cache
     assert_same_gradients(second, expected)
     captured = capsys.readouterr()
-    assert captured.out == f"gradients: from {next(tmp_path.iterdir())}/gradients\n"
+    assert captured.out.endswith(f"samples\ngradients: from {next(tmp_path.iterdir())}/gradients\n")
     assert captured.err == ""
 
 
@@ -243,11 +242,11 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch):
         calls += 1
         if calls == 5:
             raise KeyboardInterrupt
-        return per_sample_gradients(*args)
+        return compute(*args)
 
-    per_sample_gradients = planning.per_sample_gradients
+    compute = RowGradients.__call__
     cache = make_cache(tmp_path, "disk")
-    monkeypatch.setattr(planning, "per_sample_gradients", interrupt)
+    monkeypatch.setattr(RowGradients, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.gradients()
     assert files_in(tmp_path) == set()
@@ -360,6 +359,7 @@ def start_writing(folder):
     command = [sys.executable, "-m", "tests.reference_cache", str(folder), str(torch.get_num_threads())]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen(command, cwd=REPOSITORY, **pipes)
+    assert process.stdout.readline().startswith("gradients: 4 parameters layer by layer")
     assert process.stdout.readline() == "ready\n"
     return process
 

@@ -1,0 +1,200 @@
+"""Choose, for each parameter, the fastest step of the ladder that gives the gradient of plain autograd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+
+from common.foundations.errors import UserError
+from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME, VMAP, LayerCapture, Routes, row_dtype
+from common.gradients.verification import (
+    Mismatch,
+    Subject,
+    default_dtype,
+    in_float64,
+    mixing_samples,
+    representative,
+    with_every_gradient,
+    wrong_parameters,
+)
+from common.workloads.records import Examples, Loss
+
+SampleName = Callable[[int], str]
+"""Row of a sample -> how messages call it."""
+
+
+@dataclass(frozen=True)
+class CheckedRoutes:
+    """Routes that agree with plain autograd, and how that was found."""
+
+    routes: Routes
+    """Which step each parameter takes."""
+    rows: list[int]
+    """Samples on which they were compared."""
+    in_float64: bool
+    """Whether they were compared in float64 too, not only in the model's own dtype."""
+    unseen: list[str]
+    """Parameters whose gradient is zero at every sample that was looked at: nothing was compared for them."""
+    seconds: float
+    """What choosing and comparing took."""
+    sample_seconds: float
+    """What the gradient of one sample takes, measured on a batch of the samples compared."""
+    num_parameters: int
+    """Trained parameters (tensors)."""
+
+    def describe(self, num_samples: int) -> str:
+        """Return in one line how many parameters take which step, why, and the time expected for all samples."""
+        names = self.routes
+        parts = []
+        for step, reasons in ((VMAP, names.by_vmap), (ONE_AT_A_TIME, names.one_at_a_time)):
+            if reasons:
+                name, reason = next(iter(reasons.items()))
+                others = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+                parts.append(f"{len(reasons)} {step} ({name}{others}: {reason})")
+        by_layers = self.num_parameters - len(names.by_vmap) - len(names.one_at_a_time)
+        if by_layers:
+            parts.insert(0, f"{by_layers} parameters {LAYERS}")
+        elif parts:
+            parts[0] = parts[0].replace(" ", " parameters ", 1)
+        seconds = self.sample_seconds * num_samples
+        return f"{', '.join(parts)}; about {seconds:.2g} s a pass over {num_samples} samples"
+
+
+def check_routes(
+    model: torch.nn.Module,
+    loss: Loss,
+    examples: Examples,
+    batch_size: int = 32,
+    name_sample: SampleName = "sample {}".format,
+) -> CheckedRoutes:
+    """Return for each trained parameter the fastest step whose gradients are those of plain autograd.
+
+    Compared on samples that stand for all (`representative`), in float64 where the model runs in it, and in its own
+    dtype. `model` must be in eval mode.
+
+    Raises:
+        UserError: plain autograd cannot differentiate the loss of a sample, or samples influence one another.
+    """
+    if model.training:
+        raise ValueError("per-sample gradients need the model in eval mode")
+    start = time.perf_counter()
+    own = Subject(model, loss, examples, row_dtype(model))
+    rows = representative(examples)
+    _require_autograd(own, rows, name_sample)
+    exact = own if own.dtype == torch.float64 else in_float64(own, int(rows[0]))
+    _require_independence(exact or own, rows, name_sample)
+    rows, unseen = with_every_gradient(own, rows, batch_size)
+    routes = _first_routes(own, rows)
+    for subject in dict.fromkeys([exact or own, own]):
+        routes = _corrected(subject, routes, rows, name_sample)
+    before = time.perf_counter()
+    LayerCapture(model, loss, routes)(own.batch(rows))
+    seconds = time.perf_counter() - before
+    return CheckedRoutes(
+        routes,
+        rows.tolist(),
+        exact is not None,
+        unseen,
+        time.perf_counter() - start,
+        seconds / len(rows),
+        len(own.parameters),
+    )
+
+
+def drop(routes: Routes, mismatches: Collection[Mismatch], name_sample: SampleName) -> Routes:
+    """Return the routes with some parameters one step further down the ladder, after one line that says why.
+
+    Raises:
+        UserError: there is no further step.
+    """
+    worst = max(mismatches, key=lambda mismatch: mismatch.difference)
+    size = f"{worst.difference:.2g} of the gradient's length"
+    if any(routes.step(mismatch.parameter) == ONE_AT_A_TIME for mismatch in mismatches):
+        raise UserError(
+            f"the gradient of {name_sample(worst.row)} in {worst.parameter} differs from one computation to the next, "
+            f"by {size}; a model in eval mode must be deterministic"
+        )
+    by_vmap, one_at_a_time = dict(routes.by_vmap), dict(routes.one_at_a_time)
+    for mismatch in mismatches:
+        name, step = mismatch.parameter, routes.step(mismatch.parameter)
+        reason = f"wrong {step}, by {mismatch.difference:.2g} of the gradient's length at {name_sample(mismatch.row)}"
+        if step == LAYERS:
+            by_vmap[name] = reason
+        else:
+            del by_vmap[name]
+            one_at_a_time[name] = reason
+    more = f" and {len(mismatches) - 1} more parameters" if len(mismatches) > 1 else ""
+    print(
+        f"gradients: {worst.parameter}{more} {routes.step(worst.parameter)} not as by plain autograd: off by {size} at "
+        f"{name_sample(worst.row)}; the next step is taken"
+    )
+    return Routes(by_vmap, one_at_a_time)
+
+
+def _first_routes(subject: Subject, rows: torch.Tensor) -> Routes:
+    """Return the routes that a forward pass suggests: parameters used in unknown ways go by vmap, all else by layers.
+
+    Where vmap cannot run the model, everything goes one sample at a time.
+    """
+    capture = LayerCapture(subject.model, subject.loss, Routes())
+    try:
+        unknown = capture.unknown(subject.batch(rows[:1]))
+        routes = Routes(by_vmap=unknown)
+        LayerCapture(subject.model, subject.loss, routes)(subject.batch(rows))
+    except Exception as error:  # what vmap does to a user's model may raise anything
+        return _all_one_at_a_time(subject, error)
+    return routes
+
+
+def _all_one_at_a_time(subject: Subject, error: Exception) -> Routes:
+    reason = f"torch.func.vmap cannot run the model ({_first_line(error)})"
+    return Routes(one_at_a_time=dict.fromkeys(subject.parameters, reason))
+
+
+def _corrected(subject: Subject, routes: Routes, rows: torch.Tensor, name_sample: SampleName) -> Routes:
+    """Return the routes with every parameter so far down the ladder that its gradients are right."""
+    reference = subject.one_by_one(rows)
+    halves = [part for part in (rows, rows[::2], rows[1::2].flip(0)) if len(part)]
+    places = {int(row): place for place, row in enumerate(rows)}
+    while True:
+        names = [name for name in subject.parameters if routes.step(name) != ONE_AT_A_TIME]
+        wrong: dict[str, Mismatch] = {}
+        try:
+            for part in halves if names else []:
+                with default_dtype(subject.dtype):
+                    captures = LayerCapture(subject.model, subject.loss, routes)(subject.batch(part), names)
+                expected = [reference[places[int(row)]] for row in part]
+                wrong |= wrong_parameters(captures, expected, part, names, subject.dtype)
+        except Exception as error:  # as above: other samples, another precision
+            return _all_one_at_a_time(subject, error)
+        if not wrong:
+            return routes
+        routes = drop(routes, wrong.values(), name_sample)
+
+
+def _require_autograd(subject: Subject, rows: torch.Tensor, name_sample: SampleName) -> None:
+    for row in rows:
+        try:
+            subject.one_by_one(row[None])
+        except Exception as error:  # a user's model or loss may raise anything
+            raise UserError(
+                f"plain autograd cannot differentiate the loss of {name_sample(int(row))}: {type(error).__name__}: "
+                f"{_first_line(error)}"
+            ) from error
+
+
+def _require_independence(subject: Subject, rows: torch.Tensor, name_sample: SampleName) -> None:
+    found = mixing_samples(subject, rows)
+    if found is not None:
+        row, together, alone, size = found
+        raise UserError(
+            f"the loss of {name_sample(row)} depends on its batch mates: {together:.6g} in a batch of {size}, "
+            f"{alone:.6g} alone; in eval mode samples must not mix"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,216 @@
+"""Compare per-sample gradients with those of plain autograd, one sample at a time, on samples that stand for all.
+
+Routes are compared in float64 where the model can run in it, so that nothing but a wrong number makes a difference;
+finished rows are compared in the dtype in which they were computed, through their lengths and inner products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from common.foundations.seeds import make_generator
+from common.gradients.layer_calls import trainable_parameters
+from common.gradients.layer_products import write_products
+from common.gradients.layer_shares import Capture, matrix_shape
+from common.gradients.one_at_a_time import gradients, one_gradient
+from common.workloads.precision import in_dtype, match_inputs
+from common.workloads.records import Examples, Loss
+from common.workloads.running import run_model
+
+SEED, STREAM = 42, 1_000_007
+SPREAD = 8
+"""Samples spread over all that every check has, beside the extremes."""
+SEARCHED = 512
+"""Samples that are searched for a parameter's gradient that is not zero, or a twentieth of all."""
+RELATIVE = {torch.float64: 1e-7, torch.float32: 1e-3}
+"""Difference of two gradients, relative to their length, that rounding explains in the worst case."""
+ROUNDINGS = 32
+"""Roundings of the longest gradient checked that may be found in any other: 1 - softmax rounds absolutely."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its samples in one precision."""
+
+    model: nn.Module
+    """In eval mode."""
+    loss: Loss
+    """One loss a sample."""
+    examples: Examples
+    """All samples, on any device."""
+    dtype: torch.dtype
+    """Of the gradients: float32 or float64."""
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name."""
+        return trainable_parameters(self.model)
+
+    def batch(self, rows: Tensor) -> Examples:
+        """Return some samples on the model's device."""
+        return self.examples.subset(rows).to(next(iter(self.parameters.values())).device)
+
+    def losses(self, rows: Tensor) -> Tensor:
+        """Return the losses of a batch of samples."""
+        batch = self.batch(rows)
+        with torch.no_grad(), default_dtype(self.dtype):
+            return self.loss(run_model(self.model, batch.inputs), batch.targets)
+
+    def one_by_one(self, rows: Tensor) -> list[dict[str, Tensor]]:
+        """Return the gradient of each sample by plain autograd: parameter name -> gradient."""
+        parameters = self.parameters
+        with default_dtype(self.dtype):
+            found = [one_gradient(self.model, self.loss, self.batch(row[None]), [*parameters.values()]) for row in rows]
+        return [dict(zip(parameters, gradient, strict=True)) for gradient in found]
+
+
+def in_float64(subject: Subject, row: int) -> Subject | None:
+    """Return the model and its samples in float64; None where it does not run in it on the sample given."""
+    try:
+        exact = Subject(
+            in_dtype(subject.model, torch.float64),
+            subject.loss,
+            match_inputs(subject.examples, torch.float64),
+            torch.float64,
+        )
+        exact.one_by_one(torch.tensor([row]))
+    except Exception:  # a user's model may raise anything where it is given float64
+        return None
+    return exact
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Give constants that a model makes, such as the first state of a recurrent layer, its own dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def representative(examples: Examples) -> Tensor:
+    """Return (k,) ascending indices of samples: seeded ones from every part of the data, the shortest, the longest.
+
+    A sample's length is the number of entries of its inputs that are not zero, as padding is.
+    """
+    count = len(examples)
+    generator = make_generator("cpu", SEED, STREAM)
+    edges = torch.linspace(0, count, min(SPREAD, count) + 1).long().tolist()
+    chosen = [int(torch.randint(low, high, (), generator=generator)) for low, high in pairwise(edges)]
+    for tensor in examples.tensors():
+        if len(tensor.shape) > 1:
+            lengths = (tensor != 0).flatten(1).sum(1)
+            chosen += [int(lengths.argmin()), int(lengths.argmax())]
+    return torch.tensor(sorted({0, count - 1, *chosen}))
+
+
+def with_every_gradient(subject: Subject, rows: Tensor, batch_size: int) -> tuple[Tensor, list[str]]:
+    """Return the samples, more of them where all have a zero gradient in some parameter, and the parameters left."""
+    unseen = dict.fromkeys(subject.parameters)
+
+    def see(candidates: Tensor) -> bool:
+        useful = False
+        for gradient in subject.one_by_one(candidates):
+            seen = [name for name in unseen if gradient[name].any()]
+            useful |= bool(seen)
+            for name in seen:
+                del unseen[name]
+        return useful
+
+    see(rows)
+    count = len(subject.examples)
+    order = torch.randperm(count, generator=make_generator("cpu", SEED, STREAM, 1))
+    for batch in order[: max(SEARCHED, count // 20)].split(batch_size):
+        if not unseen:
+            break
+        if not _has_gradient(subject, batch, list(unseen)):
+            continue
+        for row in batch:
+            if unseen and see(row[None]):
+                rows = torch.cat([rows, row[None]])
+    return rows.unique(), list(unseen)
+
+
+def _has_gradient(subject: Subject, rows: Tensor, names: list[str]) -> bool:
+    """Return whether the summed loss of a batch has a gradient that is not zero in one of the parameters named."""
+    batch, parameters = subject.batch(rows), subject.parameters
+    with torch.enable_grad(), default_dtype(subject.dtype):
+        total = subject.loss(run_model(subject.model, batch.inputs), batch.targets).sum()
+        return any(gradient.any() for gradient in gradients(total, [parameters[name] for name in names]))
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A gradient that is not that of plain autograd."""
+
+    parameter: str
+    """Name."""
+    row: int
+    """Of the sample, among all."""
+    difference: float
+    """Relative to the length of the sample's whole gradient."""
+
+
+def wrong_parameters(
+    captures: dict[str, list[Capture]],
+    reference: list[dict[str, Tensor]],
+    rows: Tensor,
+    names: Collection[str],
+    dtype: torch.dtype,
+) -> dict[str, Mismatch]:
+    """Return the parameters whose captured gradients differ from the reference by more than rounding, worst sample."""
+    lengths = torch.stack([torch.stack([g.norm() for g in gradient.values()]).norm() for gradient in reference])
+    allowed = allowed_difference(lengths, dtype)
+    wrong = {}
+    for name in names:
+        expected = torch.stack([gradient[name] for gradient in reference])
+        height, cols = matrix_shape(expected[0])
+        found = torch.empty(len(rows), height * cols, dtype=dtype, device=expected.device)
+        write_products(captures.get(name, []), slice(0, height), cols, found)
+        difference = (found - expected.flatten(1)).norm(dim=1)
+        bad = lengths.isfinite() & ~(difference <= allowed)
+        if bad.any():
+            worst = int(torch.where(bad, (difference / lengths).nan_to_num(torch.inf), -1).argmax())
+            wrong[name] = Mismatch(name, int(rows[worst]), float(difference[worst] / lengths[worst]))
+    return wrong
+
+
+def allowed_difference(lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return by how much the gradient of each sample may differ, from the (k,) lengths of the gradients."""
+    finite = lengths[lengths.isfinite()]
+    longest = finite.max() if len(finite) else 0.0
+    return RELATIVE[dtype] * lengths + ROUNDINGS * torch.finfo(dtype).eps * longest
+
+
+def mixing_samples(subject: Subject, rows: Tensor) -> tuple[int, float, float, int] | None:
+    """Return a sample whose loss depends on the samples beside it: (row, loss there, loss alone, size); None if none.
+
+    Alone is a batch of one; beside are all of `rows`, their halves in turn, and pairs of neighbours.
+    """
+    if len(rows) < 2:
+        return None
+    alone = torch.cat([subject.losses(row[None]) for row in rows])
+    places = torch.arange(len(rows))
+    order = torch.randperm(len(rows), generator=make_generator("cpu", SEED, STREAM, 2))
+    compositions = [places, order, places[::2], places[1::2].flip(0), *order[: len(rows) // 2 * 2].view(-1, 2)]
+    tolerance = 1e-9 if subject.dtype == torch.float64 else 1e-4
+    scale = alone[alone.isfinite()].abs().max().item() if alone.isfinite().any() else 0.0
+    for chosen in compositions:
+        if not len(chosen):
+            continue
+        together, expected = subject.losses(rows[chosen]), alone[chosen]
+        bad = expected.isfinite() & ~(
+            (together - expected).abs() <= tolerance * (expected.abs() + scale) + tolerance * 1e-3
+        )
+        if bad.any():
+            worst = int(torch.where(bad, (together - expected).abs().nan_to_num(torch.inf), -1).argmax())
+            return int(rows[chosen[worst]]), together[worst].item(), expected[worst].item(), len(chosen)
+    return None

@@ -1,0 +1,59 @@
+"""Run a model on samples, whatever form its inputs have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from common.workloads.records import Inputs, map_tensors
+
+
+def run_model(model: Callable[..., object], inputs: Inputs) -> object:
+    """Return the model's outputs for (B, ...) inputs: a tensor is its argument, a dict or tuple its arguments.
+
+    The model gets copies, so that one that changes its inputs in place changes no sample. The fused layers that
+    nn.TransformerEncoder takes only where nothing is differentiated are off: they would compute other outputs at padded
+    places than the differentiated model does.
+    """
+    inputs = map_tensors(torch.clone, inputs)
+    with _without_fused_transformers():
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def _without_fused_transformers() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def reaches(total: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
+    """Return whether a scalar depends on each of the parameters, by a way that can be differentiated."""
+    return [found is not None for found in backward_pass(total, parameters)]
+
+
+def backward_pass(total: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Return the gradient of a scalar by each parameter, None where it does not depend on one."""
+    try:
+        return torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        # reentrant checkpoints allow nothing but what training does
+        if "use_reentrant" not in str(error):
+            raise
+    before = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        total.backward()
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
