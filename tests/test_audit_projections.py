@@ -12,16 +12,22 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.documents import PAGES, commands, read
 from tests.experiments.audit import cases
-from tests.stores.cases import save_npy
+from tests.stores.cases import matrix, save_npy
+from tests.stores.test_bergson import make_folder as make_bergson_folder
+from tests.stores.test_trak import make_folder as make_trak_folder
 
+AUDIT = "audit_projections.py"
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTED = (command for page in PAGES for command in commands(read(page)))
+COMMANDS = list(dict.fromkeys(tuple(command[2:]) for command in DOCUMENTED if AUDIT in command))
 TABLES = ("effective_dimension.csv", "summary.csv", "recommendation.csv", "top_scores.csv", "lambda_units.csv")
 
 
-def run(*words):
-    command = [sys.executable, str(ROOT / "audit_projections.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+def run(*words, cwd=ROOT):
+    command = [sys.executable, str(ROOT / AUDIT), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,22 @@ def test_one_command_audits_a_store_and_writes_every_score(stores, tmp_path):
     whole = np.load(tmp_path / "all" / "scores.npy")
     assert whole.shape == (cases.NUM_QUERIES, cases.NUM_TRAIN)
     np.testing.assert_allclose(whole[top["query"], top["row"]], top["score"], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_documented_command_runs_where_its_files_are(words, tmp_path):
+    save_npy(tmp_path / "grads.npy", matrix(40, 24))
+    save_npy(tmp_path / "query_grads.npy", matrix(10, 24, seed=1))
+    make_trak_folder(tmp_path / "trak_results", rows=matrix(40, 24, seed=2))
+    make_bergson_folder(tmp_path / "store", matrix())
+    make_bergson_folder(tmp_path / "queries", matrix(seed=3))
+    (tmp_path / "lds").mkdir()
+    torch.save(torch.arange(20).reshape(5, 4) % 11, tmp_path / "lds" / "indices_lds.pt")
+    torch.save(matrix(5, 11), tmp_path / "lds" / "target_values_lds.pt")
+    done = run(*words, "--output_dir", tmp_path / "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "out").rglob("config.json"))
 
 
 def test_the_same_audit_gives_the_same_numbers(stores, tmp_path):

@@ -37,8 +37,10 @@ def measure(audited: Audited, truth: AuditTruth, ridges: list[float], val_ratio:
         audited.queries,
         audited.moments.rounding,
     )
+    if sums is None:
+        raise ValueError("the stores were read without the subsets of the ground truth")
     d_lambda = audited.spectrum.sums(torch.tensor(ridges, dtype=torch.float64)).first.tolist()
-    rows = []
+    rows: list[dict[str, float]] = []
     while len(second) >= SMALLEST_FOLD or not rows:
         t, basis = torch.linalg.eigh(second)
         spectrum = SketchedSpectrum(t, rounding)
@@ -78,7 +80,8 @@ def choose(table: pd.DataFrame, num_val: int) -> tuple[Selection, dict[str, floa
         )
     )
     known = tuple(w for w in selection.warnings if "LDS is not finite in 0 of" not in w)
-    best = {str(m): float(row.idxmax()) if row.notna().any() else None for m, row in grid.iterrows()}
+    ridges = grid.columns.to_numpy()
+    best = {str(m): float(ridges[np.nanargmax(row)]) if row.notna().any() else None for m, row in grid.iterrows()}
     return dataclasses.replace(selection, warnings=known), best
 
 

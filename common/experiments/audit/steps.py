@@ -24,7 +24,7 @@ def read_stores(options: AuditOptions, run: Run) -> tuple[Audited, AuditTruth | 
     law = options.proj_type or store.projection or "normal"
     print(f"{store.format}: {store.num_rows} x {store.num_columns} {dtype_name(store.dtype)}, projection {law}")
     truth = None
-    if options.ground_truth:
+    if options.ground_truth and queries is not None:
         lds.num_val_queries(queries.num_rows, options.val_ratio)
         truth = read_truth(options.ground_truth, store.num_rows, queries.num_rows)
     with run.phase("reading"):

@@ -68,7 +68,7 @@ def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
     good = own[own["predicted_corrected_eps_95"] <= target]
     if len(good):
         return good["lambda"].min(), f"the smallest λ with a predicted error (ε_95) of at most {target:g}"
-    best = own.loc[own["predicted_corrected_eps_95"].idxmin()]
+    best = own.sort_values("predicted_corrected_eps_95").iloc[0]
     error = best["predicted_corrected_eps_95"]
     return best["lambda"], f"the λ with the smallest predicted error (ε_95 = {error:.3g}; none reaches {target:g})"
 
