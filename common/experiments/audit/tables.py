@@ -17,6 +17,8 @@ from common.theory.sketched_spectrum import SketchedSpectrum
 
 SMALLEST_M = 16
 LARGEST_FACTOR = 64
+# share of M up to which d_λ is far enough from what the store cannot see
+NEAR_M = 0.9
 
 
 def effective_dimensions(audited: Audited, ridges: list[float]) -> pd.DataFrame:
@@ -63,8 +65,13 @@ def sizes(audited: Audited, cells: Cells, target: float) -> pd.DataFrame:
 
 
 def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
-    """Return the smallest λ at which corrected self-influence reaches the target at M, and why it was chosen."""
+    """Return the smallest λ at which corrected self-influence reaches the target at M, and why it was chosen.
+
+    Where d_λ is nearly M, error bars become too short: such λ are taken only where there is no other.
+    """
     own = table[table["of_store"]].dropna(subset=["predicted_corrected_eps_95"])
+    far = own[own["d_lambda"] <= NEAR_M * own["m"]]
+    own = far if len(far) else own
     good = own[own["predicted_corrected_eps_95"] <= target]
     if len(good):
         return good["lambda"].min(), f"the smallest λ with a predicted error (ε_95) of at most {target:g}"

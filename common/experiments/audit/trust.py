@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from common.experiments.audit.reading import Audited
+from common.experiments.audit.tables import NEAR_M
 from common.stores.moments import RowReport
 from common.stores.store import dtype_name
 
 KNOWN_LAWS = ("normal", "rademacher", "sjlt")
-NEAR_M = 0.9
 # a folded store may differ by chance, rarely by more than this many standard errors
 MOST_SIGMAS = 4.0
 

@@ -65,6 +65,14 @@ def test_the_chosen_ridge_is_the_smallest_that_reaches_the_target_or_else_the_be
     assert "none reaches 0.001" in reason
 
 
+def test_a_ridge_with_an_effective_dimension_near_m_is_chosen_only_where_there_is_no_other(audited):
+    near = audited.spectrum.smallest_ridge * 1.05
+    for ridges, chosen in (([near, 3.0], 3.0), ([near], near)):
+        cells = tables.make_cells(audited, tables.effective_dimensions(audited, ridges))
+        assert cells.effective_dimensions[0] > 0.9 * cases.M
+        assert tables.choose_ridge(tables.errors(audited, cells, seed=1), 0.99)[0] == chosen
+
+
 def test_sizes_reach_the_target_and_smaller_ones_do_not(audited):
     cells = tables.make_cells(audited, tables.effective_dimensions(audited, cases.RIDGES))
     advice = tables.sizes(audited, cells, 0.3)
