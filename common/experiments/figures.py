@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +14,7 @@ from matplotlib.transforms import offset_copy
 
 from common.foundations.storage import write_atomically
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -31,7 +32,7 @@ MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
 
 def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
     """Place the legend of a panel below its x label, where no data can lie."""
-    below_label = offset_copy(axes.transAxes, axes.figure, y=-30, units="points")
+    below_label = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-30, units="points")
     axes.legend(
         title=title,
         ncols=ncols,
@@ -56,7 +57,7 @@ def save_figure(figure: Figure, folder: Path) -> None:
     """Write figure.png and figure.pdf, each whole or not at all, in one layout."""
     lay_out(figure)
     png, pdf = io.BytesIO(), io.BytesIO()
-    figure.canvas.print_png(png)
+    FigureCanvasAgg(figure).print_png(png)
     # no date inside: the same numbers give the same file
     FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
     write_atomically(folder / "figure.png", png.getvalue())

@@ -97,7 +97,7 @@ def _draw_over_dimension(axes: Axes, table: pd.DataFrame, predicted: pd.DataFram
 def _draw_effective_dimension(axes: Axes, table: pd.DataFrame, selection: Selection | None) -> None:
     _, exact = _split(table)
     axes.plot(exact["lambda"], exact["d_lambda"], "o-", color=BLUE)
-    if selection and selection.lambda_star:
+    if selection and selection.lambda_star and selection.d_lambda_star:
         axes.axvline(selection.lambda_star, color="black", linestyle=":", linewidth=1, label="λ*")
         axes.axhline(selection.d_lambda_star, color="black", linestyle=":", linewidth=1)
         legend_below(axes, ncols=1)

@@ -37,7 +37,7 @@ def _run(main: Callable[[], None]) -> int:
     try:
         main()
     except SystemExit as stop:  # the parser's, which has said why
-        return stop.code
+        return stop.code if isinstance(stop.code, int) else 1
     except UserError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
         return 2

@@ -71,7 +71,7 @@ def _finish_errors(axes, table: pd.DataFrame, measured: bool) -> None:
 def _draw_eigenvalues(axes: Axes, spectrum: Spectrum) -> None:
     positive = spectrum.eigenvalues[spectrum.eigenvalues > 0]
     axes.plot(range(1, len(positive) + 1), positive, color="#0072B2")
-    floor = positive[0] * torch.finfo(torch.float64).eps
+    floor = positive[0].item() * torch.finfo(torch.float64).eps
     axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
     axes.annotate("float64 rounding", (1, floor), xytext=(0, 3), textcoords="offset points", fontsize=7.5)
     axes.set(
