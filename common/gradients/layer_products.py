@@ -123,25 +123,33 @@ def merge(groups: list[tuple[Tensor, dict[str, list[Capture]]]], samples: int) -
 def place(wholes: list[Capture], parts: list[Capture], samples: slice | Tensor, count: int) -> None:
     """Copy a parameter's captures of some samples into their places among those of all `count` samples, in place.
 
-    Samples may have more or fewer positions than others, or more or fewer calls: what is missing is zero.
+    Samples may have more or fewer positions than others, or other calls: what is missing is zero.
     """
-    for number, part in enumerate(parts):
-        if number == len(wholes):
+    taken: set[int] = set()
+    for part in parts:
+        alike = [i for i, whole in enumerate(wholes) if i not in taken and _are_alike(whole, part)]
+        number = alike[0] if alike else len(wholes)
+        if not alike:
             wholes.append(_zeros(part, count))
-        whole = wholes[number]
-        if (whole.kind, whole.geometry) != (part.kind, part.geometry):
-            raise RuntimeError("other samples use a parameter in other ways")
+        taken.add(number)
         if part.kind in ("linear", "lookup"):
-            wholes[number] = whole = _with_room(whole, part.errors.shape[1])
+            wholes[number] = whole = _with_room(wholes[number], part.errors.shape[1])
             places = slice(part.errors.shape[1])
             whole.errors[samples, places] = part.errors
             whole.inputs[samples, places] = part.inputs
             continue
-        if whole.errors.shape[1:] != part.errors.shape[1:]:
-            raise RuntimeError("a convolution sees images of other sizes from one sample to the next")
-        whole.errors[samples] = part.errors
+        wholes[number].errors[samples] = part.errors
         if part.inputs is not None:
-            whole.inputs[samples] = part.inputs
+            wholes[number].inputs[samples] = part.inputs
+
+
+def _are_alike(whole: Capture, part: Capture) -> bool:
+    if (whole.kind, whole.geometry) != (part.kind, part.geometry):
+        return False
+    if part.kind in ("linear", "lookup"):
+        return True
+    shapes = [None if c.inputs is None else c.inputs.shape[1:] for c in (whole, part)]
+    return whole.errors.shape[1:] == part.errors.shape[1:] and shapes[0] == shapes[1]
 
 
 def _zeros(part: Capture, count: int) -> Capture:

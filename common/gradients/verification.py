@@ -71,7 +71,7 @@ class Subject:
 
 
 def in_float64(subject: Subject, row: int) -> Subject | None:
-    """Return the model and its samples in float64; None where it does not run in it on the sample given."""
+    """Return the model and its samples in float64; None where it does not run in it on a sample."""
     try:
         exact = Subject(
             in_dtype(subject.model, torch.float64),
@@ -79,6 +79,8 @@ def in_float64(subject: Subject, row: int) -> Subject | None:
             match_inputs(subject.examples, torch.float64),
             torch.float64,
         )
+        if not all(parameter.is_leaf for parameter in exact.parameters.values()):
+            return None  # a compiled script keeps its own parameters, of which these are copies
         exact.one_by_one(torch.tensor([row]))
     except Exception:  # a user's model may raise anything where it is given float64
         return None
@@ -99,7 +101,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def representative(examples: Examples) -> Tensor:
     """Return (k,) ascending indices of samples: seeded ones from every part of the data, the shortest, the longest.
 
-    A sample's length is the number of entries of its inputs that are not zero, as padding is.
+    A sample's length is the number of entries of its inputs that are not zero, as padding is; and their norm.
     """
     count = len(examples)
     generator = make_generator("cpu", SEED, STREAM)
@@ -108,7 +110,8 @@ def representative(examples: Examples) -> Tensor:
     for tensor in examples.tensors():
         if len(tensor.shape) > 1:
             lengths = (tensor != 0).flatten(1).sum(1)
-            chosen += [int(lengths.argmin()), int(lengths.argmax())]
+            norms = torch.linalg.vector_norm(tensor.flatten(1).float(), dim=1)
+            chosen += [int(index) for size in (lengths, norms) for index in (size.argmin(), size.argmax())]
     return torch.tensor(sorted({0, count - 1, *chosen}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from common.workloads.records import Examples, map_tensors
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a model with all floating-point parameters and buffers in `dtype`."""
-    return copy.deepcopy(model).to(dtype)
+    with warnings.catch_warnings():
+        # a compiled script's parameters are no leaves
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        return copy.deepcopy(model).to(dtype)
 
 
 def match_inputs(examples: Examples, dtype: torch.dtype) -> Examples:

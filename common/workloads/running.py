@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,7 +20,10 @@ def run_model(model: Callable[..., object], inputs: Inputs) -> object:
     places than the differentiated model does.
     """
     inputs = map_tensors(torch.clone, inputs)
-    with _without_fused_transformers():
+    with _without_fused_transformers(), warnings.catch_warnings():
+        if not torch.is_grad_enabled():
+            # a checkpoint says so where nothing is to be differentiated, as here
+            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         if isinstance(inputs, dict):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.records import Examples, TrainingRecipe, Workload
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(20, 8, sparse=True)
+        self.f = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.f(torch.tanh(self.e(x)).mean(1))
+
+
+def make_workload():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 20, (120, 5), generator=g)
+    y = torch.randint(0, 3, (120,), generator=g)
+    return Workload(
+        "sparseemb",
+        Net,
+        Examples(x[:80], y[:80]),
+        Examples(x[80:], y[80:]),
+        lambda o, t: F.cross_entropy(o, t, reduction="none"),
+        TrainingRecipe(epochs=3, learning_rate=0.05),
+    )
