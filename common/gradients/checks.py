@@ -11,6 +11,7 @@ import torch
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.checks import BATCH, one_line
 from common.workloads.records import Workload
+from common.workloads.running import complete
 
 
 def check_gradients(workload: Workload, path: Path) -> None:
@@ -18,5 +19,5 @@ def check_gradients(workload: Workload, path: Path) -> None:
     few = workload.train.subset(slice(BATCH))
     cpu = torch.device("cpu")
     with one_line("computing the gradient of each sample", path), contextlib.redirect_stdout(io.StringIO()):
-        model = workload.make_model().eval()
+        model = complete(workload.make_model(), few.inputs).eval()
         compute_gradients(plan_gradients(workload, model, [("training", few)], BATCH, "cpu", torch.float32, cpu))

@@ -197,4 +197,6 @@ def _require_independence(subject: Subject, rows: torch.Tensor, name_sample: Sam
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """Return the first sentence of what an exception says."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0].rstrip(".")[:160]

@@ -16,7 +16,7 @@ from common.foundations.errors import UserError
 from common.workloads import training
 from common.workloads.names import PAIR_NAMES
 from common.workloads.records import Examples, GroundTruth, TrainingRecipe, Workload
-from common.workloads.running import reaches, run_model
+from common.workloads.running import complete, reaches, run_model
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 OPTIMIZERS = ("sgd", "adam")
@@ -208,6 +208,8 @@ def _make_model(workload: Workload, path: Path) -> nn.Module:
         model = workload.make_model()
     if not isinstance(model, nn.Module):
         raise UserError(f"make_model() returns {_type(model)}; it must return a torch.nn.Module")
+    with one_line("the model's first forward pass", path):
+        complete(model, workload.train.subset(slice(BATCH)).inputs)
     parameters = dict(model.named_parameters())
     if not any(p.requires_grad for p in parameters.values()):
         frozen = f"all {len(parameters)} parameters of the model are frozen (requires_grad is False)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 Inputs = Tensor | dict[str, Tensor] | tuple[Tensor, ...]
 """What a model takes: one tensor, or several as its named or positional arguments; the first dimension is samples."""
-Loss = Callable[[object, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 """(what the model returns for B samples, their targets) -> (B,) losses."""
 
 
@@ -127,16 +128,16 @@ class Workload:
     """(outputs of the model for B samples, their targets) -> (B,) losses: the quantity whose change is attributed."""
     recipe: TrainingRecipe | None
     """How the model, and every subset model of the LDS ground truth, is trained; None: make_model's is trained."""
-    training_loss: Callable[[object, Tensor], Tensor] | None = None
+    training_loss: Callable[[Any, Tensor], Tensor] | None = None
     """(outputs, targets) -> scalar that training minimises; None means the mean of `loss`."""
-    correct: Callable[[object, Tensor], Tensor] | None = None
+    correct: Callable[[Any, Tensor], Tensor] | None = None
     """(outputs, targets) -> (B,) bool; None where accuracy means nothing."""
     target_sign: int = 1
     """Stored LDS target values are target_sign times the loss."""
     ground_truth: GroundTruth | None = None
     """Test losses of models that were retrained elsewhere; None: they are trained here, with `recipe`."""
 
-    def objective(self, outputs: object, targets: Tensor) -> Tensor:
+    def objective(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the scalar that training minimises."""
         if self.training_loss is not None:
             return self.training_loss(outputs, targets)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from common.workloads.records import Inputs, map_tensors
 
 
-def run_model(model: Callable[..., object], inputs: Inputs) -> object:
+def run_model(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Return the model's outputs for (B, ...) inputs: a tensor is its argument, a dict or tuple its arguments.
 
     The model gets copies, so that one that changes its inputs in place changes no sample. The fused layers that
@@ -47,7 +49,9 @@ def reaches(total: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
 def backward_pass(total: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Return the gradient of a scalar by each parameter, None where it does not depend on one."""
     try:
-        return torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+        found = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+        if all(gradient is not None for gradient in found) or not _has_reentrant_checkpoint(total):
+            return found
     except RuntimeError as error:
         # reentrant checkpoints allow nothing but what training does
         if "use_reentrant" not in str(error):
@@ -61,3 +65,27 @@ def backward_pass(total: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tenso
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
+
+
+def _has_reentrant_checkpoint(total: Tensor) -> bool:
+    """Whether parameters may be used inside a checkpoint, where torch.autograd.grad does not see them."""
+    waiting, seen = [total.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
+
+
+def complete(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Return the model, whose lazy layers have learnt the sizes of their parameters from (B, ...) inputs."""
+    if any(isinstance(p, UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]):
+        training = model.training
+        with torch.no_grad():
+            run_model(model.eval(), inputs)
+        model.train(training)
+    return model

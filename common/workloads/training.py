@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
 from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
-from common.workloads.running import run_model
+from common.workloads.running import complete, run_model
 
 SMALL_MODEL = 1_000_000
 """Parameters. Larger models fill the cores one at a time, and ten of them no longer fit in the processor's caches."""
@@ -25,7 +26,7 @@ def fresh_model(workload: Workload, seed: int) -> nn.Module:
     """Return the untrained model that belongs to `seed`, in train mode, on the CPU."""
     with isolated_rng():
         torch.manual_seed(seed)
-        return workload.make_model().train()
+        return complete(workload.make_model(), workload.train.subset(slice(2)).inputs).train()
 
 
 def train_model(
@@ -56,6 +57,7 @@ def train_model(
                 optimizer.zero_grad()
                 few = examples.subset(batch)
                 workload.objective(run_model(model, few.inputs), few.targets).backward()
+                _make_dense(model.parameters())
                 optimizer.step()
     _check_finite(workload, model.state_dict())
     return model.eval()
@@ -102,6 +104,7 @@ def train_together(
                 # The models share no parameter, so the gradient of the sum holds every model's own gradient.
                 few = train.subset(batch)
                 objectives(parameters, few.inputs, few.targets).sum().backward()
+                _make_dense(parameters.values())
                 optimizer.step()
     states = []
     for s, model in enumerate(models):
@@ -138,7 +141,7 @@ def evaluate_losses(
 
 
 def evaluate_accuracy(
-    correct: Callable[[object, Tensor], Tensor] | None,
+    correct: Callable[[Any, Tensor], Tensor] | None,
     model: nn.Module,
     examples: Examples,
     device: torch.device | str,
@@ -152,7 +155,7 @@ def evaluate_accuracy(
 
 @torch.no_grad()
 def _evaluate(
-    measure: Callable[[object, Tensor], Tensor],
+    measure: Callable[[Any, Tensor], Tensor],
     model: nn.Module,
     examples: Examples,
     device: torch.device | str,
@@ -201,6 +204,13 @@ def _make_optimizer(recipe: TrainingRecipe, parameters: list[Tensor]) -> torch.o
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
     raise UserError(f"unknown optimizer {recipe.optimizer!r} in the training recipe: choose sgd or adam")
+
+
+def _make_dense(parameters: Iterable[Tensor]) -> None:
+    """Make sparse gradients dense, which those of an embedding may be: fused optimizers take no others."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def _epochs(workload: Workload, progress: bool) -> tqdm:

@@ -12,6 +12,7 @@ from common.foundations.errors import UserError
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.checks import check_workload
+from common.workloads.training import fresh_model
 from tests import gradients
 from tests.gradient_cases import CPU
 from tests.gradients import cases
@@ -30,10 +31,8 @@ NAMES = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
 def load(name):
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lazy layers and scripts warn of themselves
-        torch.manual_seed(0)
         workload = importlib.import_module(f"{gradients.__name__}.cases.{name}").make_workload()
-        model = workload.make_model().eval()
-        model(workload.train.subset(slice(2)).inputs)
+        model = fresh_model(workload, 0).eval()
     return workload, model
 
 
