@@ -47,14 +47,14 @@ def audit(options: AuditOptions, run: Run) -> None:
 
     # scores with error bars, in one more pass
     ridge, reason = steps.choose_ridge(options, summary, lds)
-    top = steps.score(options, run, audited, ridge)
+    top, elsewhere = steps.score(options, run, audited, ridge)
     verdicts = trust.verdicts(audited, dimensions)
     run.record(ridge=ridge, ridge_reason=reason, law_known=trust.law_is_known(audited), verdicts=verdicts)
     with run.phase("figure"):
         size = f"n = {audited.store.num_rows}, M = {audited.spectrum.size}, {audited.proj_type} projection"
         title = size if trust.law_is_known(audited) else f"{size}: its law is not known, numbers are unreliable"
         figure.draw_audit(run.folder, dimensions, summary, top, lds, ridge, f"{options.train.name}: {title}")
-    report(options, run, dimensions, advice, top, verdicts)
+    report(options, run, dimensions, advice, top, elsewhere, verdicts)
 
 
 def report(
@@ -63,10 +63,12 @@ def report(
     dimensions: pd.DataFrame,
     advice: pd.DataFrame,
     top: pd.DataFrame,
+    elsewhere: pd.DataFrame,
     verdicts: list[str],
 ) -> None:
     """Print what a person needs: d_λ, sizes, the λ of the scores, how many are significant, and how far to trust it."""
     from common.experiments.audit.scores import significant_counts
+    from common.experiments.audit.units import describe
 
     known = dimensions[dimensions["resolved"]].merge(advice.drop(columns="d_lambda"))
     lines = known[["lambda", "d_lambda", "d_lambda_std_error", "m", "m_ridge_corrected"]]
@@ -75,7 +77,8 @@ def report(
     config, counts = run.config, significant_counts(top)
     print(f"\nscores at λ = {config['ridge']:.4g}, {config['ridge_reason']}: solve S with {config['solve']:.4g}")
     share = f"{counts.median():g} of {len(top) // len(counts)} listed rows (median over {len(counts)} queries)"
-    print(f"{share} differ from 0 at 5 % after Holm's correction; lambda_units.csv has λ for other libraries")
+    print(f"{share} differ from 0 at 5 % after Holm's correction")
+    print(f"the same λ elsewhere: {describe(elsewhere)}")
     print("\nhow far to trust this")
     for verdict in verdicts:
         print(f"- {verdict}")

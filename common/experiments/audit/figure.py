@@ -46,13 +46,15 @@ def _draw_dimensions(axes: Axes, table: pd.DataFrame) -> None:
     axes.plot(x, d, "-", color=BLUE, label="whole store")
     # the band is thinner than the line where d_λ is large: drawn as bars of two standard errors as well
     axes.errorbar(x, d, yerr=2 * error, fmt="o", color=BLUE, capsize=3, label="± 2 standard errors")
-    for name, marker, colour in (("half", "s", ORANGE), ("quarter", "^", GREEN)):
+    # larger than the dots that they mostly surround
+    for name, marker, colour, size in (("half", "s", ORANGE, 8), ("quarter", "^", GREEN, 11)):
         axes.plot(
             table["lambda"],
             table[f"d_lambda_{name}"],
             marker,
             color=colour,
             markerfacecolor="none",
+            markersize=size,
             label=f"folded: M/{2 if name == 'half' else 4}",
         )
     unresolved = table.loc[~table["resolved"], "lambda"]

@@ -85,8 +85,8 @@ def choose_ridge(options: AuditOptions, summary: pd.DataFrame, lds_table: pd.Dat
     return tables.choose_ridge(summary, options.target_eps) if best is None else (best, "the best validation LDS at M")
 
 
-def score(options: AuditOptions, run: Run, audited: Audited, ridge: float) -> pd.DataFrame:
-    """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first."""
+def score(options: AuditOptions, run: Run, audited: Audited, ridge: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first two."""
     with run.phase("scores"):
         scorer = scores.make_scorer(audited, ridge)
         top = scores.top_scores(scorer, audited, options.top_k)
@@ -95,6 +95,7 @@ def score(options: AuditOptions, run: Run, audited: Audited, ridge: float) -> pd
         with run.phase("writing scores"):
             write_scores(options.write_scores, scorer, audited.store)
     mean = audited.spectrum.eigenvalues.mean().item()
-    run.write_table("lambda_units.csv", units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean))
+    elsewhere = units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean)
+    run.write_table("lambda_units.csv", elsewhere)
     run.record(solve=scorer.solve, mean_eigenvalue=mean)
-    return top
+    return top, elsewhere

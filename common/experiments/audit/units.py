@@ -51,3 +51,12 @@ def library_ridges(ridge: float, solve: float, num_rows: int, mean_eigenvalue: f
         ),
     ]
     return pd.DataFrame([asdict(row) for row in rows])
+
+
+def describe(table: pd.DataFrame) -> str:
+    """Return the table of `library_ridges` as one line."""
+    parts = []
+    for library, parameter, value in table[["library", "parameter", "value"]].itertuples(index=False):
+        package, _, classes = library.partition(": ")
+        parts.append(f"{package.split()[0]} {classes}({parameter}={value:.4g})")
+    return ", ".join(parts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.experiments.audit.scores import make_scorer
-from common.experiments.audit.units import READ, RUN, library_ridges
+from common.experiments.audit.units import READ, RUN, describe, library_ridges
 from tests.experiments.audit import cases
 from tests.stores.cases import everything
 
@@ -89,3 +89,4 @@ def test_every_row_says_how_it_is_known():
     assert set(table["verified"]) == {RUN, READ}
     assert value(table.set_index("library"), "traker") == 50.0
     assert value(table.set_index("library"), "bergson") == 5.0
+    assert "traker TRAKer(lambda_reg=50), " in describe(table)
