@@ -42,7 +42,7 @@ def library_ridges(ridge: float, solve: float, num_rows: int, mean_eigenvalue: f
     total, relative = num_rows * solve, solve / mean_eigenvalue
     rows = [
         LibraryRidge("traker 0.3: TRAKer", "lambda_reg", total, "n κ", RUN),
-        LibraryRidge("dattri 0.3: TRAKAttributor", "regularization", total, "n κ", READ),
+        LibraryRidge("dattri 0.3: TRAKAttributor", "regularization", total, "n κ", RUN),
         LibraryRidge("dattri 0.3: LoGraAttributor, FactGraSSAttributor", "damping", relative, "κ/t̄, by layer", RUN),
         LibraryRidge("bergson 2.5: InversionConfig", "damping_factor", relative, "κ/t̄, by module", RUN),
         LibraryRidge("logix-ai 0.1: compute_influence", "damping", solve, "κ; its default is 0.1 t̄, by module", READ),

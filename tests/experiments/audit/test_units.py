@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from common.experiments.audit.scores import make_scorer
 from common.experiments.audit.units import READ, RUN, describe, library_ridges
 from tests.experiments.audit import cases
-from tests.stores.cases import everything
+from tests.stores.cases import everything, save_npy
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 RIDGE = 3.0
@@ -44,6 +46,47 @@ def test_traker_scores_alike(problem):
     found = torch.zeros(len(rows), len(queries))
     computer.get_scores(features, queries.float(), found)
     check_same_up_to_a_factor(found.T.double(), scores)
+
+
+def test_dattris_trak_scores_alike(tmp_path):
+    """From the model on: its gradients, its projection as a store, and its attribution with the ridge of the audit."""
+    from dattri.algorithm.trak import TRAKAttributor
+    from dattri.func.projection import random_project
+    from dattri.task import AttributionTask
+
+    torch.manual_seed(0)
+    model = nn.Linear(40, 3).eval()
+    inputs, labels = torch.randn(60, 40), torch.arange(60) % 3
+    projection = {"proj_dim": 32, "proj_max_batch_size": 32, "proj_seed": 3, "proj_type": "normal", "device": "cpu"}
+
+    def loss(parameters, sample):
+        x, y = sample
+        return nn.functional.cross_entropy(torch.func.functional_call(model, parameters, (x[None],)), y[None])
+
+    rows = []
+    for x, y in zip(inputs, labels, strict=True):
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(model(x[None]), y[None]), list(model.parameters()))
+        rows.append(torch.cat([part.flatten() for part in gradient]))
+    gradients = torch.stack(rows) / 123**0.5
+    stored = random_project(gradients, 60, **projection)(gradients, ensemble_id=0)
+    train, queries = save_npy(tmp_path / "train.npy", stored[:50]), save_npy(tmp_path / "queries.npy", stored[50:])
+    audited = cases.audit(cases.options(train, queries))
+    ridge = audited.spectrum.smallest_ridge * 3
+    scorer = make_scorer(audited, ridge)
+    units = library_ridges(ridge, scorer.solve, 50, 1.0).set_index("library")
+
+    attributor = TRAKAttributor(
+        AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict()),
+        lambda parameters, sample: 0 * sample[0].sum(),  # then all training samples weigh the same
+        projector_kwargs=projection,
+        regularization=value(units, "dattri 0.3: TRAK"),
+    )
+    train_loader, query_loader = (
+        DataLoader(TensorDataset(inputs[part], labels[part]), batch_size=25) for part in (slice(50), slice(50, 60))
+    )
+    attributor.cache(train_loader)
+    found = attributor.attribute(query_loader).T.double()
+    check_same_up_to_a_factor(found, scorer.scores(everything(audited.store))[0])
 
 
 def test_dattris_logra_scores_alike(problem):
