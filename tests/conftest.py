@@ -34,7 +34,7 @@ def mnist_data():
 @pytest.fixture
 def mnist_once(mnist_data, monkeypatch):
     """Unpacking the images takes a second: once for all runs inside this process."""
-    monkeypatch.setitem(pairs.DATASETS, "mnist", lambda data_dir: mnist_data)
+    monkeypatch.setitem(pairs.EMBEDDED, "mnist", lambda data_dir: mnist_data)
     return mnist_data
 
 

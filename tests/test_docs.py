@@ -175,8 +175,9 @@ def test_the_tables_of_options_have_every_option_with_its_choices_and_its_defaul
 def datasets_once():
     """Unpacking digits takes seconds, chorales half a minute: once for all runs inside this process."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, load in pairs.DATASETS.items():
-            patch.setitem(pairs.DATASETS, name, functools.cache(load))
+        for datasets in (pairs.EMBEDDED, pairs.DOWNLOADED):
+            for name, load in datasets.items():
+                patch.setitem(datasets, name, functools.cache(load))
         yield
 
 

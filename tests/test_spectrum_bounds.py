@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -322,9 +323,9 @@ def test_ratios_without_a_value_are_counted_in_the_tables_and_said_once(tmp_path
     pair = pairs.PAIRS["mnist", "lr"]
 
     def loss(outputs, targets):
-        return pair["loss"](outputs, targets) * (targets != 3)
+        return pair.keywords["loss"](outputs, targets) * (targets != 3)
 
-    monkeypatch.setitem(pairs.PAIRS, ("mnist", "lr"), pair | {"loss": loss})
+    monkeypatch.setitem(pairs.PAIRS, ("mnist", "lr"), functools.partial(pair, loss=loss))
     command = Command(tmp_path, tmp_path / "checkpoints")
     assert command() == 0
     (num_bad,) = command.table("trials")["num_bad"].unique()
@@ -395,7 +396,7 @@ def test_a_gradient_that_is_not_finite_names_part_sample_and_layer(command, offl
     inputs = mnist_data.test.inputs.clone()
     inputs[123, 0, 10, 10] = math.nan
     data = Dataset(mnist_data.train, Examples(inputs, mnist_data.test.targets))
-    monkeypatch.setitem(pairs.DATASETS, "mnist", lambda data_dir: data)
+    monkeypatch.setitem(pairs.EMBEDDED, "mnist", lambda data_dir: data)
     options = ["--test_mode", "test", "--num_test_grads", "500", "--offload", offload]
     assert command(*options) == 2
     check_refusal(command, capsys, "the gradient of test sample 123 is not finite in ")
@@ -408,7 +409,7 @@ def test_the_sample_named_is_its_number_in_the_test_set_when_only_some_are_queri
     inputs = mnist_data.test.inputs.clone()
     inputs[1::2] = math.nan
     data = Dataset(mnist_data.train, Examples(inputs, mnist_data.test.targets))
-    monkeypatch.setitem(pairs.DATASETS, "mnist", lambda data_dir: data)
+    monkeypatch.setitem(pairs.EMBEDDED, "mnist", lambda data_dir: data)
     assert command("--test_mode", "test") == 2
     message = capsys.readouterr().err
     named = int(message.split("test sample ")[1].split()[0])

@@ -180,13 +180,11 @@ class RunRequest:
 
     experiment: str
     """Name of the folder of all runs of one script."""
-    workload: WorkloadChoice | None
-    """Its name is the first part of the folder's."""
+    subject: WorkloadChoice | Path
+    """A workload, or the store that is audited: its name is the first part of the folder's."""
     proj_type: str | None
     """The second part; None for none."""
     output_dir: Path
     """Folder of results."""
     options: tuple[Option, ...]
     """All of them; those that change the numbers and differ from their default end the folder's name."""
-    store: Path | None = None
-    """The store that is audited, in place of a workload: its name is the first part."""

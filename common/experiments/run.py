@@ -82,7 +82,7 @@ class Run:
     """
 
     def __init__(self, request: RunRequest):
-        parts = [subject_name(request), *filter(None, [request.proj_type]), *variant(request.options)]
+        parts = [subject_name(request.subject), *filter(None, [request.proj_type]), *variant(request.options)]
         self.results = request.output_dir / request.experiment / "_".join(parts)
         self.folder = make_folder(self.results / "unfinished")
         self._release = self._take_folder()
@@ -217,9 +217,9 @@ def bad_values(summary: pd.DataFrame, what: str) -> str | None:
     return f"warning: {what} that are not finite are counted and left out of every mean: {where} of summary.csv"
 
 
-def subject_name(request: RunRequest) -> str:
-    """Return the name of the store that is audited, or that of the workload."""
-    return workload_name(request.workload) if request.store is None else request.store.resolve().stem
+def subject_name(subject: WorkloadChoice | Path) -> str:
+    """Return the name of the workload, or of the store that is audited."""
+    return subject.resolve().stem if isinstance(subject, Path) else workload_name(subject)
 
 
 def workload_name(choice: WorkloadChoice) -> str:

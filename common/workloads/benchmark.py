@@ -167,7 +167,7 @@ def describe_inputs(workload: Workload) -> dict:
     return {
         "train_data": tensor_files.fingerprint(*workload.train.tensors()),
         "test_data": tensor_files.fingerprint(*workload.test.tensors()),
-        "recipe": asdict(workload.recipe),
+        "recipe": asdict(workload.required_recipe()),
         "target_sign": workload.target_sign,
         "seed": SEED,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import traceback
@@ -26,9 +27,9 @@ BATCH = 2
 """Samples that run through the model: the smallest batch in which one could see another."""
 
 
-def check_workload(workload: object, path: Path) -> None:
-    """Raise UserError that names the first mistake in what `make_workload()` of the file `path` returned."""
-    _check_fields(workload)
+def check_workload(returned: object, path: Path) -> Workload:
+    """Return what `make_workload()` of the file `path` returned; raise UserError that names the first mistake in it."""
+    workload = _check_fields(returned)
     _check_samples(workload)
     _check_ground_truth(workload)
     model = _make_model(workload, path)
@@ -38,6 +39,7 @@ def check_workload(workload: object, path: Path) -> None:
         _check_correct(workload, model, few, path)
     _check_gradients(workload, model)
     check_training(workload, path)
+    return workload
 
 
 def check_training(workload: Workload, path: Path) -> None:
@@ -85,7 +87,7 @@ def one_line(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"{what} fails{where}: {type(error).__name__}: {message}".removesuffix(": ")) from error
 
 
-def _check_fields(workload: object) -> None:
+def _check_fields(workload: object) -> Workload:
     if not isinstance(workload, Workload):
         raise UserError(f"make_workload() returns {_type(workload)}; it must return a common.records.Workload")
     if not isinstance(workload.name, str) or not NAME.fullmatch(workload.name):
@@ -103,6 +105,7 @@ def _check_fields(workload: object) -> None:
         raise UserError(f"target_sign must be 1 or -1, got {workload.target_sign!r}")
     if workload.recipe is not None:
         _check_recipe(workload.recipe)
+    return workload
 
 
 def _check_recipe(recipe: object) -> None:
@@ -124,19 +127,7 @@ def _check_recipe(recipe: object) -> None:
 
 
 def _check_samples(workload: Workload) -> None:
-    for part in ("train", "test"):
-        examples = getattr(workload, part)
-        if not isinstance(examples, Examples):
-            raise UserError(f"{part} must be common.records.Examples, got {_type(examples)}")
-        tensors = _named_tensors(examples)
-        for name, tensor in tensors.items():
-            _check_tensor(f"{part}.{name}", tensor)
-        for name, tensor in tensors.items():
-            if len(tensor) != len(examples):
-                raise UserError(f"{part} has {len(tensor)} {name} but {len(examples)} targets")
-        if not len(examples):
-            raise UserError(f"{part} is empty; it must hold at least one sample")
-    train, test = _named_tensors(workload.train), _named_tensors(workload.test)
+    train, test = (_check_part(part, getattr(workload, part)) for part in ("train", "test"))
     if list(train) != list(test):
         raise UserError(f"inputs differ in kind: {', '.join(train)} for train, {', '.join(test)} for test")
     for name in train:
@@ -147,23 +138,36 @@ def _check_samples(workload: Workload) -> None:
             )
 
 
-def _named_tensors(examples: Examples) -> dict[str, object]:
-    """Return inputs and targets under the names by which messages call them."""
-    inputs = examples.inputs
+def _check_part(part: str, examples: object) -> dict[str, Tensor]:
+    """Return inputs and targets by the names that messages call them."""
+    if not isinstance(examples, Examples):
+        raise UserError(f"{part} must be common.records.Examples, got {_type(examples)}")
+    tensors = {name: _check_tensor(f"{part}.{name}", value) for name, value in _named_values(examples).items()}
+    for name, tensor in tensors.items():
+        if len(tensor) != len(examples):
+            raise UserError(f"{part} has {len(tensor)} {name} but {len(examples)} targets")
+    if not len(examples):
+        raise UserError(f"{part} is empty; it must hold at least one sample")
+    return tensors
+
+
+def _named_values(examples: Examples) -> dict[str, object]:
+    """Return inputs and targets by name, whatever they are."""
+    inputs: object = examples.inputs
     if isinstance(inputs, dict):
         if not inputs or not all(isinstance(name, str) for name in inputs):
             raise UserError("inputs must be a tensor, or a dict or tuple of tensors, the model's arguments")
-        named = {f"inputs[{name!r}]": tensor for name, tensor in inputs.items()}
+        named = {f"inputs[{name!r}]": value for name, value in inputs.items()}
     elif isinstance(inputs, tuple):
         if not inputs:
             raise UserError("inputs must be a tensor, or a dict or tuple of tensors, the model's arguments")
-        named = {f"inputs[{i}]": tensor for i, tensor in enumerate(inputs)}
+        named = {f"inputs[{i}]": value for i, value in enumerate(inputs)}
     else:
         named = {"inputs": inputs}
     return {**named, "targets": examples.targets}
 
 
-def _check_tensor(name: str, value: object) -> None:
+def _check_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise UserError(f"{name} must be a torch.Tensor, got {_type(value)}")
     if value.ndim == 0:
@@ -173,6 +177,7 @@ def _check_tensor(name: str, value: object) -> None:
     if value.layout != torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         raise UserError(f"{name} is a {kind} tensor; it must be dense, as .to_dense() makes it")
+    return value
 
 
 def _check_ground_truth(workload: Workload) -> None:
@@ -220,9 +225,9 @@ def _make_model(workload: Workload, path: Path) -> nn.Module:
                 f"parameter {name} is complex ({str(value.dtype).removeprefix('torch.')}); influence is computed for "
                 "real parameters: train torch.view_as_real of it, or freeze it with requires_grad_(False)"
             )
-    for name, value in (parameters | dict(model.named_buffers())).items():
-        if value.device.type != "cpu":
-            raise UserError(f"make_model() must return a model on the CPU; {name} is on {value.device}")
+    for name, tensor in itertools.chain(parameters.items(), model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise UserError(f"make_model() must return a model on the CPU; {name} is on {tensor.device}")
     return model.eval()
 
 
@@ -256,7 +261,7 @@ def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples
     ones = [few.subset(slice(i, i + 1)) for i in range(len(few))]
     alone = torch.cat([_outputs_and_losses(workload, model, one, path)[1] for one in ones])
     if not _same(together, alone):
-        i = (together - alone).abs().argmax().item()
+        i = int((together - alone).abs().argmax())
         raise UserError(
             f"the loss of {part} sample {i} depends on its batch mates: {together[i]:.6g} in a batch of {len(few)}, "
             f"{alone[i]:.6g} alone; in eval mode samples must not mix"

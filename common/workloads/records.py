@@ -23,11 +23,11 @@ def map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(change(tensor) for tensor in inputs) if isinstance(inputs, tuple) else change(inputs)
 
 
-def input_tensors(inputs: Inputs) -> list[Tensor]:
-    """Return the tensors of which the inputs consist."""
+def input_tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the tensors of which the inputs consist, in their order, under the model's names or numbered from 0."""
     if isinstance(inputs, dict):
-        return list(inputs.values())
-    return list(inputs) if isinstance(inputs, tuple) else [inputs]
+        return inputs
+    return {str(i): tensor for i, tensor in enumerate(inputs if isinstance(inputs, tuple) else [inputs])}
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,16 @@ class Examples:
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors of inputs and targets."""
-        return [*input_tensors(self.inputs), self.targets]
+        return [*input_tensors(self.inputs).values(), self.targets]
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
     """Return the samples of all parts, one after the other."""
-    first = parts[0].inputs
-    if isinstance(first, dict):
-        inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in first}
-    elif isinstance(first, tuple):
-        inputs = tuple(torch.cat(tensors) for tensors in zip(*(part.inputs for part in parts), strict=True))
-    else:
-        inputs = torch.cat([part.inputs for part in parts])
+    named = [input_tensors(part.inputs) for part in parts]
+    if any(tensors.keys() != named[0].keys() for tensors in named):
+        raise ValueError("parts whose inputs have different names or numbers cannot be one")
+    joined = (torch.cat([tensors[name] for tensors in named]) for name in named[0])
+    inputs = map_tensors(lambda _: next(joined), parts[0].inputs)
     return Examples(inputs, torch.cat([part.targets for part in parts]))
 
 
@@ -136,6 +134,16 @@ class Workload:
     """Stored LDS target values are target_sign times the loss."""
     ground_truth: GroundTruth | None = None
     """Test losses of models that were retrained elsewhere; None: they are trained here, with `recipe`."""
+
+    def required_recipe(self) -> TrainingRecipe:
+        """Return the recipe.
+
+        Raises:
+            ValueError: there is none, because the model comes trained.
+        """
+        if self.recipe is None:
+            raise ValueError(f"{self.name} has no recipe: its model comes trained")
+        return self.recipe
 
     def objective(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the scalar that training minimises."""

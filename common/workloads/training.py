@@ -43,23 +43,24 @@ def train_model(
 
     Raises:
         UserError: the trained weights are not finite.
+        ValueError: the workload has no recipe.
     """
-    device = torch.device(device)
+    device, recipe = torch.device(device), workload.required_recipe()
     model = fresh_model(workload, seed).to(device)
-    optimizer = _make_optimizer(workload.recipe, list(model.parameters()))
+    optimizer = _make_optimizer(recipe, list(model.parameters()))
     examples = workload.train.subset(indices).to(device)
     order = torch.Generator().manual_seed(derive_seed(seed, 1))
     with isolated_rng(device), _threads_for(model):
         torch.manual_seed(derive_seed(seed, 2))
-        for _ in _epochs(workload, progress):
-            for batch in torch.randperm(len(indices), generator=order).split(workload.recipe.batch_size):
+        for _ in _epochs(recipe, workload.name, progress):
+            for batch in torch.randperm(len(indices), generator=order).split(recipe.batch_size):
                 batch = batch.to(device)
                 optimizer.zero_grad()
                 few = examples.subset(batch)
                 workload.objective(run_model(model, few.inputs), few.targets).backward()
                 _make_dense(model.parameters())
                 optimizer.step()
-    _check_finite(workload, model.state_dict())
+    _check_finite(recipe, workload.name, model.state_dict())
     return model.eval()
 
 
@@ -85,11 +86,12 @@ def train_together(
 
     Raises:
         UserError: the trained weights of a model are not finite.
+        ValueError: the workload has no recipe.
     """
-    device = torch.device(device)
+    device, recipe = torch.device(device), workload.required_recipe()
     models = [fresh_model(workload, seed).to(device) for seed in seeds]
     parameters, _ = stack_module_state(models)
-    optimizer = _make_optimizer(workload.recipe, list(parameters.values()))
+    optimizer = _make_optimizer(recipe, list(parameters.values()))
     objectives = vmap(_stateless_objective(workload, models[0]), randomness="different")
     train = workload.train.to(device)
     subset_indices = subset_indices.to(device)
@@ -97,9 +99,9 @@ def train_together(
     size = subset_indices.shape[1]
     with isolated_rng(device), _threads_for(models[0]):
         torch.manual_seed(derive_seed(*seeds, 2))
-        for _ in _epochs(workload, progress):
+        for _ in _epochs(recipe, workload.name, progress):
             order = torch.stack([torch.randperm(size, generator=generator) for generator in orders]).to(device)
-            for batch in subset_indices.gather(1, order).split(workload.recipe.batch_size, dim=1):
+            for batch in subset_indices.gather(1, order).split(recipe.batch_size, dim=1):
                 optimizer.zero_grad()
                 # The models share no parameter, so the gradient of the sum holds every model's own gradient.
                 few = train.subset(batch)
@@ -111,7 +113,7 @@ def train_together(
         # Through the module, so that a state dict has all its names, tied parameters included.
         model.load_state_dict({name: value[s].detach() for name, value in parameters.items()}, strict=False)
         states.append({name: value.cpu() for name, value in model.state_dict().items()})
-        _check_finite(workload, states[-1])
+        _check_finite(recipe, workload.name, states[-1])
     return states
 
 
@@ -213,10 +215,10 @@ def _make_dense(parameters: Iterable[Tensor]) -> None:
             parameter.grad = parameter.grad.to_dense()
 
 
-def _epochs(workload: Workload, progress: bool) -> tqdm:
+def _epochs(recipe: TrainingRecipe, name: str, progress: bool) -> tqdm:
     return tqdm(
-        range(workload.recipe.epochs),
-        desc=f"training {workload.name}",
+        range(recipe.epochs),
+        desc=f"training {name}",
         unit="epoch",
         leave=False,
         file=sys.stderr,
@@ -224,10 +226,10 @@ def _epochs(workload: Workload, progress: bool) -> tqdm:
     )
 
 
-def _check_finite(workload: Workload, state: dict[str, Tensor]) -> None:
+def _check_finite(recipe: TrainingRecipe, model: str, state: dict[str, Tensor]) -> None:
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(
-                f"training of {workload.name} diverged: {name} is not finite after {workload.recipe.epochs} epochs; "
-                f"the recipe's learning rate is {workload.recipe.learning_rate}, try a smaller one"
+                f"training of {model} diverged: {name} is not finite after {recipe.epochs} epochs; "
+                f"the recipe's learning rate is {recipe.learning_rate}, try a smaller one"
             )

@@ -54,13 +54,14 @@ def _load(path: Path) -> Workload:
     check_file(path)
     # what the file does to torch's global generators must not reach the experiment
     with naming(path), isolated_rng(), _neighbours_importable(path):
-        workload = _run(path.resolve())
-        check_workload(workload, path.resolve())
-    return workload
+        return check_workload(_run(path.resolve()), path.resolve())
 
 
 def _run(path: Path) -> object:
     spec = importlib.util.spec_from_file_location(MODULE, path)
+    # python has a loader of every file named .py
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # dataclasses look up the module that defines them by name
     sys.modules[MODULE] = module

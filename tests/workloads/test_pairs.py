@@ -5,7 +5,7 @@ import torch
 
 from common.foundations.errors import UserError
 from common.workloads.names import DATASET_NAMES, MODEL_NAMES, PAIR_NAMES, check_pair
-from common.workloads.pairs import PAIRS, load_workload
+from common.workloads.pairs import DOWNLOADED, EMBEDDED, PAIRS, load_workload
 from common.workloads.records import Dataset, Examples
 
 
@@ -74,6 +74,17 @@ def test_recipes_are_those_of_the_published_benchmarks():
     lr, mlp = (load_workload("mnist", model, data=toy_data()).recipe for model in ("lr", "mlp"))
     assert (lr.epochs, lr.batch_size, lr.optimizer) == (20, 64, "sgd")
     assert (mlp.epochs, mlp.batch_size, mlp.optimizer, mlp.momentum) == (50, 64, "sgd", 0.9)
+
+
+def test_datasets_and_their_names_belong_together():
+    assert {*EMBEDDED, *DOWNLOADED} == set(DATASET_NAMES)
+    assert not EMBEDDED.keys() & DOWNLOADED.keys()
+
+
+@pytest.mark.parametrize(("dataset", "model"), [("cifar2", "resnet9"), ("maestro", "musictransformer")])
+def test_a_downloaded_dataset_without_a_folder_is_refused(dataset, model):
+    with pytest.raises(ValueError, match=f"{dataset} is downloaded: it needs a data_dir"):
+        load_workload(dataset, model)
 
 
 def test_only_maestro_stores_minus_the_loss():

@@ -106,7 +106,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     values = {name: value for name, value in vars(args).items() if name != "output_dir"}
     options = AuditOptions(**values | {"ground_truth": tuple(args.ground_truth)})
     given = tuple(Option(name, _plain(value), _plain(parser.get_default(name))) for name, value in vars(args).items())
-    return options, RunRequest("audit_projections", None, args.proj_type, args.output_dir, given, store=args.train)
+    return options, RunRequest("audit_projections", args.train, args.proj_type, args.output_dir, given)
 
 
 def _rows(text: str) -> slice:

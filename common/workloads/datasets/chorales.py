@@ -84,18 +84,19 @@ def _notes(name: str) -> list[tuple[float, float, int]]:
         warnings.simplefilter("ignore")
         # forceSource: music21 would otherwise keep pickles in the shared temporary folder, and trust them.
         score = corpus.parse(name, forceSource=True)
-    notes = []
+    notes: list[tuple[float, float, int]] = []
     for part in score.parts:
-        sounding = {}
+        sounding: dict[int, int] = {}  # pitch -> its place among the notes
         for chord in part.flatten().notes:
             start, end = float(chord.offset), float(chord.offset + chord.quarterLength)
             for note in chord.notes if chord.isChord else [chord]:
                 pitch = note.pitch.midi
                 # By hand because music21's stripTies takes as long as parsing.
                 if note.tie is not None and note.tie.type != "start" and pitch in sounding:
-                    sounding[pitch][1] = end
+                    first, _, _ = notes[sounding[pitch]]
+                    notes[sounding[pitch]] = (first, end, pitch)
                 else:
-                    sounding[pitch] = [start, end, pitch]
-                    notes.append(sounding[pitch])
+                    sounding[pitch] = len(notes)
+                    notes.append((start, end, pitch))
     # Grace notes last no time.
-    return [(start, end, pitch) for start, end, pitch in notes if end > start]
+    return [note for note in notes if note[1] > note[0]]

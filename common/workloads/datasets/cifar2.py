@@ -96,8 +96,9 @@ def _read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         with tarfile.open(path, "r:gz") as tar:
             # In the archive's own order: gzip cannot seek backwards without starting over.
             for member in tar:
-                if member.name in wanted and member.isfile():
-                    contents[wanted[member.name]] = tar.extractfile(member).read()
+                file = tar.extractfile(member) if member.name in wanted and member.isfile() else None
+                if file is not None:
+                    contents[wanted[member.name]] = file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path} is not a complete tar.gz archive: {error}") from error
     missing = [name for name in names if name not in contents]

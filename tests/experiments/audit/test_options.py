@@ -32,7 +32,7 @@ def test_the_folder_is_named_after_the_store_and_what_changes_the_numbers(monkey
     words = ["--train", "a/grads.npy", "--queries", "q.npy", "--rows", "10:20", "--proj_type", "sjlt", "--ridge", "0.5"]
     options, request = parsed(monkeypatch, *words, "--write_scores", "all")
     assert options.rows == slice(10, 20)
-    assert request.store == options.train
+    assert request.subject == options.train
     changed = {option.name for option in request.options if option.value != option.default}
     assert changed == {"train", "queries", "rows", "proj_type", "ridge", "write_scores"}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,5 +138,5 @@ def test_tokens_that_cannot_be_kept_are_a_user_error_and_leave_nothing(tmp_path,
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     with pytest.raises(UserError, match="cannot be written"):
-        maestro._write_whole(blocked, {})
+        maestro._write_whole(blocked, {"train": np.zeros(1), "test": np.zeros(1)})
     assert sorted(tmp_path.iterdir()) == [blocked, tmp_path / archive.file_name]
