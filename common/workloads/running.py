@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from common.workloads.records import Inputs, map_tensors
 
@@ -83,7 +83,7 @@ def _has_reentrant_checkpoint(total: Tensor) -> bool:
 
 def complete(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return the model, whose lazy layers have learnt the sizes of their parameters from (B, ...) inputs."""
-    if any(isinstance(p, UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]):
+    if any(is_lazy(p) for p in [*model.parameters(), *model.buffers()]):
         training = model.training
         with torch.no_grad():
             run_model(model.eval(), inputs)
