@@ -88,7 +88,7 @@ def check_routes(
     _require_independence(exact or own, rows, name_sample)
     rows, unseen = with_every_gradient(own, rows, batch_size)
     routes = _first_routes(own, rows)
-    for subject in dict.fromkeys([exact or own, own]):
+    for subject in [own] if exact is None or exact is own else [exact, own]:
         routes = _corrected(subject, routes, rows, name_sample)
     before = time.perf_counter()
     LayerCapture(model, loss, routes)(own.batch(rows))

@@ -122,14 +122,13 @@ def can_train_together(workload: Workload) -> bool:
     model = fresh_model(workload, 0)
     if not _is_small(model) or any(True for _ in model.buffers()):
         return False
-    pair = workload.train.subset(torch.arange(min(2, len(workload.train))))
+    # each model its own samples, as in training: a model may look at their values, which vmap allows of none
+    pairs = workload.train.subset(torch.arange(min(2, len(workload.train))).repeat(2, 1))
     with isolated_rng():
         try:
             parameters, _ = stack_module_state([model, fresh_model(workload, 1)])
             objective = _stateless_objective(workload, model)
-            vmap(objective, in_dims=(0, None, None), randomness="different")(
-                parameters, pair.inputs, pair.targets
-            ).sum().backward()
+            vmap(objective, randomness="different")(parameters, pairs.inputs, pairs.targets).sum().backward()
         except (RuntimeError, NotImplementedError):
             return False
     return True

@@ -215,3 +215,14 @@ def test_the_numbers_of_small_models_do_not_depend_on_the_number_of_cores():
     finally:
         torch.set_num_threads(threads)
     assert all(largest_difference(a, b) == 0 for a, b in zip(*states, strict=True))
+
+
+class Looks(nn.Linear):
+    """Looks at the values of its inputs."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) * (2 if (inputs > 0).all() else 1)
+
+
+def test_a_model_that_looks_at_the_values_of_its_inputs_is_not_trained_together():
+    assert not can_train_together(tiny_workload(lambda: Looks(5, 3)))
