@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.experiments import script
-from common.experiments.audit.options import AuditOptions, parse
+from common.experiments.audit.options import AuditOptions, check_paths, parse
 from common.experiments.run import Run
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the audit."""
     options, request = parse(__doc__)
+    check_paths(options)
     with Run(request) as run:
         audit(options, run)
 

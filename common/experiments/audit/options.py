@@ -109,6 +109,13 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     return options, RunRequest("audit_projections", args.train, args.proj_type, args.output_dir, given)
 
 
+def check_paths(options: AuditOptions) -> None:
+    """Raise UserError where a store does not exist: sooner than what reads it can be imported."""
+    for name, path in (("train", options.train), ("queries", options.queries)):
+        if path is not None and not path.exists():
+            raise UserError(f"--{name} {path}: there is no such file or folder")
+
+
 def _rows(text: str) -> slice:
     parts = text.split(":")
     try:
