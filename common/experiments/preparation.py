@@ -25,10 +25,12 @@ from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.column_sample import ColumnSample
 from common.theory.spectrum import ExactSpectrum, effective_dimension
-from common.workloads.benchmark import TrainedModel, check_ground_truth, load_trained_model, subset_indices
+from common.workloads.benchmark import SEED, TrainedModel, check_ground_truth, load_trained_model, subset_indices
 from common.workloads.pairs import load_workload
 from common.workloads.published import load_published_benchmark
 from common.workloads.records import Dataset, Workload
+from common.workloads.samples import check_every_sample
+from common.workloads.training import fresh_model
 from common.workloads.user_file import load_user_workload, naming, without_ground_truth
 
 QUERY_STREAM = 1_000_003
@@ -196,7 +198,7 @@ def _load_model(
             workload = replace(load_workload(*pair, data=Dataset(*data)), ground_truth=truth)
     else:
         with run.phase("data"):
-            workload = _load_workload(choice)
+            workload = _load_workload(choice, device)
     if num_subsets is not None:
         # retraining comes after the gradients, which may take hours: say before them that it cannot be done
         check_ground_truth(workload, num_subsets)
@@ -206,12 +208,13 @@ def _load_model(
     return workload, trained
 
 
-def _load_workload(choice: WorkloadChoice) -> Workload:
+def _load_workload(choice: WorkloadChoice, device: torch.device) -> Workload:
     if choice.file is None:
         workload = load_workload(choice.dataset, choice.model, choice.num_train, choice.data_dir)
     else:
         workload = load_user_workload(choice.file, choice.num_train)
         with naming(choice.file):
+            check_every_sample(workload, fresh_model(workload, SEED).eval(), device)
             check_gradients(workload, choice.file.resolve())
     if choice.epochs is None:
         return workload

@@ -18,6 +18,7 @@ from common.workloads import training
 from common.workloads.names import PAIR_NAMES
 from common.workloads.records import Examples, GroundTruth, TrainingRecipe, Workload
 from common.workloads.running import complete, reaches, run_model
+from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 OPTIMIZERS = ("sgd", "adam")
@@ -37,7 +38,7 @@ def check_workload(returned: object, path: Path) -> Workload:
         few = getattr(workload, part).subset(slice(BATCH))
         _check_losses(workload, model, part, few, path)
         _check_correct(workload, model, few, path)
-    _check_gradients(workload, model)
+    _check_gradients(workload, model, path)
     check_training(workload, path)
     return workload
 
@@ -251,10 +252,14 @@ def _outputs_and_losses(workload: Workload, model: nn.Module, few: Examples, pat
 
 @torch.no_grad()
 def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples, path: Path) -> None:
-    _, together = _outputs_and_losses(workload, model, few, path)
+    try:
+        _, together = _outputs_and_losses(workload, model, few, path)
+    except UserError:
+        name_failing_sample(workload, model, part, range(len(few)))
+        raise
     bad = torch.nonzero(~together.isfinite()).flatten().tolist()
     if bad:
-        raise UserError(f"the loss of {part} sample {bad[0]} is {together[bad[0]].item()}; it must be finite")
+        raise UserError(f"the loss of {PARTS[part]} sample {bad[0]} is {together[bad[0]].item()}; it must be finite")
     _, again = _outputs_and_losses(workload, model, few, path)
     if not _same(together, again):
         raise UserError("the loss is random in eval mode; dropout and noise must follow model.training")
@@ -263,8 +268,8 @@ def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples
     if not _same(together, alone):
         i = int((together - alone).abs().argmax())
         raise UserError(
-            f"the loss of {part} sample {i} depends on its batch mates: {together[i]:.6g} in a batch of {len(few)}, "
-            f"{alone[i]:.6g} alone; in eval mode samples must not mix"
+            f"the loss of {PARTS[part]} sample {i} depends on its batch mates: {together[i]:.6g} in a batch of "
+            f"{len(few)}, {alone[i]:.6g} alone; in eval mode samples must not mix"
         )
 
 
@@ -280,14 +285,18 @@ def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Pa
         raise UserError(f"correct must return ({len(few)},) torch.bool for a batch of {len(few)}, got {found}")
 
 
-def _check_gradients(workload: Workload, model: nn.Module) -> None:
+def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
     """Raise UserError where no training sample's loss depends on some trained parameter."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing = list(parameters)
     # a parameter may serve few samples, as an expert does, so all are asked until one uses it
     for rows in torch.arange(len(workload.train)).split(SEARCH_BATCH):
         few = workload.train.subset(rows)
-        losses = workload.loss(run_model(model, few.inputs), few.targets)
+        try:
+            _, losses = _outputs_and_losses(workload, model, few, path)
+        except UserError:
+            check_every_sample(workload, model, "cpu")
+            raise
         if losses.requires_grad:
             reached = reaches(losses.sum(), [parameters[name] for name in missing])
             missing = [name for name, is_reached in zip(missing, reached, strict=True) if not is_reached]

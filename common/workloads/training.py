@@ -16,6 +16,7 @@ from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
 from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
 from common.workloads.running import complete, run_model
+from common.workloads.samples import sample_without_gradient
 
 SMALL_MODEL = 1_000_000
 """Parameters. Larger models fill the cores one at a time, and ten of them no longer fit in the processor's caches."""
@@ -42,7 +43,7 @@ def train_model(
         progress: show a bar of epochs.
 
     Raises:
-        UserError: the trained weights are not finite.
+        UserError: weights are not finite after an epoch: training diverges, or a sample has no finite gradient.
         ValueError: the workload has no recipe.
     """
     device, recipe = torch.device(device), workload.required_recipe()
@@ -52,7 +53,7 @@ def train_model(
     order = torch.Generator().manual_seed(derive_seed(seed, 1))
     with isolated_rng(device), _threads_for(model):
         torch.manual_seed(derive_seed(seed, 2))
-        for _ in _epochs(recipe, workload.name, progress):
+        for epoch in _epochs(recipe, workload.name, progress):
             for batch in torch.randperm(len(indices), generator=order).split(recipe.batch_size):
                 batch = batch.to(device)
                 optimizer.zero_grad()
@@ -60,7 +61,7 @@ def train_model(
                 workload.objective(run_model(model, few.inputs), few.targets).backward()
                 _make_dense(model.parameters())
                 optimizer.step()
-    _check_finite(recipe, workload.name, model.state_dict())
+            _check_finite(workload, model.state_dict(), epoch + 1, seed, indices)
     return model.eval()
 
 
@@ -109,11 +110,11 @@ def train_together(
                 _make_dense(parameters.values())
                 optimizer.step()
     states = []
-    for s, model in enumerate(models):
+    for s, (model, seed, indices) in enumerate(zip(models, seeds, subset_indices.cpu(), strict=True)):
         # Through the module, so that a state dict has all its names, tied parameters included.
         model.load_state_dict({name: value[s].detach() for name, value in parameters.items()}, strict=False)
         states.append({name: value.cpu() for name, value in model.state_dict().items()})
-        _check_finite(recipe, workload.name, states[-1])
+        _check_finite(workload, states[-1], recipe.epochs, seed, indices)
     return states
 
 
@@ -225,10 +226,15 @@ def _epochs(recipe: TrainingRecipe, name: str, progress: bool) -> tqdm:
     )
 
 
-def _check_finite(recipe: TrainingRecipe, model: str, state: dict[str, Tensor]) -> None:
-    for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(
-                f"training of {model} diverged: {name} is not finite after {recipe.epochs} epochs; "
-                f"the recipe's learning rate is {recipe.learning_rate}, try a smaller one"
-            )
+def _check_finite(workload: Workload, state: dict[str, Tensor], epochs: int, seed: int, indices: Tensor) -> None:
+    """Raise UserError where trained weights are not finite: because of a sample, or because the steps were too long."""
+    bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if not bad:
+        return
+    sample = sample_without_gradient(workload, fresh_model(workload, seed), indices)
+    if sample is not None:
+        raise UserError(f"{sample} at the weights that training of {workload.name} starts from; it must be finite")
+    raise UserError(
+        f"training of {workload.name} diverged: {bad[0]} is not finite after {epochs} epochs; "
+        f"the recipe's learning rate is {workload.required_recipe().learning_rate}, try a smaller one"
+    )

@@ -141,7 +141,7 @@ MESSAGES = {
     "loss shape": "loss returns shape (2, 1) for a batch of 2",
     "loss number": "loss returns float; it must return a tensor",
     "loss type": "loss returns torch.int64; it must be floating point",
-    "loss not finite": "the loss of train sample 0 is inf; it must be finite",
+    "loss not finite": "the loss of training sample 0 is inf; it must be finite",
     "loss not finite, test": "the loss of test sample 0 is nan; it must be finite",
     "loss random": "the loss is random in eval mode",
     "samples mix in the model": "depends on its batch mates",

@@ -1,0 +1,197 @@
+"""Samples on which a workload's model or loss fails, found before anything is trained, wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from common.foundations.errors import UserError
+from common.foundations.seeds import isolated_rng
+from common.workloads.records import Examples, Workload
+from common.workloads.running import backward_pass, run_model
+
+BATCH = 64
+"""Samples in a batch of the pass over all."""
+PARTS = {"train": "training", "test": "test"}
+"""Field of a workload -> how messages call its samples."""
+LARGEST = 2**31
+"""Beyond it nobody numbers labels or tokens."""
+
+
+def check_every_sample(workload: Workload, model: nn.Module, device: torch.device | str) -> None:
+    """Run the model once, without gradients, on all training and test samples.
+
+    Args:
+        workload: samples and loss.
+        model: in eval mode; it is moved to `device`.
+        device: where to run. A GPU that has failed an assertion runs nothing any more: the search is made on the CPU.
+
+    Raises:
+        UserError: the first sample is named whose loss is not finite, or on which model or loss fail, with the label
+            or the number in its inputs that is out of range, where that is why.
+    """
+    try:
+        _check_all(workload, model.to(device), device)
+    except RuntimeError:
+        if torch.device(device).type == "cpu":
+            raise
+        _check_all(workload, model.cpu(), "cpu")
+        raise
+
+
+def name_failing_sample(workload: Workload, model: nn.Module, part: str, rows: range) -> None:
+    """Raise UserError that names the first of `rows` on which model or loss fail, where they do not fail on others."""
+    examples = getattr(workload, part)
+    tried = sorted({0, len(examples) // 2, len(examples) - 1} | set(rows))
+    failures = {row: _failure(f"{PARTS[part]} sample {row}", workload, model, examples.subset([row])) for row in tried}
+    if None in failures.values():
+        for row in rows:
+            if failures[row]:
+                raise UserError(failures[row])
+
+
+def sample_without_gradient(workload: Workload, model: nn.Module, indices: Tensor) -> str | None:
+    """Return `training sample 57 ...` for the first sample whose gradient of the objective is not finite; None: none.
+
+    Args:
+        workload: samples and objective.
+        model: as training starts from it, on the CPU.
+        indices: (h,) int64 training samples.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def not_finite(rows: Tensor) -> list[str]:
+        few = workload.train.subset(rows)
+        found = backward_pass(workload.objective(run_model(model, few.inputs), few.targets), [*parameters.values()])
+        return [name for name, g in zip(parameters, found, strict=True) if g is not None and not _all_finite(g)]
+
+    with isolated_rng(), torch.enable_grad():
+        for batch in indices.split(BATCH):
+            if not not_finite(batch):
+                continue
+            for row in batch.tolist():
+                if names := not_finite(torch.tensor([row])):
+                    return f"the gradient of training sample {row} is not finite in {names[0]}"
+    return None
+
+
+@torch.no_grad()
+def _check_all(workload: Workload, model: nn.Module, device: torch.device | str) -> None:
+    with isolated_rng(device):
+        for part, name in PARTS.items():
+            examples = getattr(workload, part)
+            with_objective = part == "train" and workload.recipe is not None and workload.training_loss is not None
+            for rows in torch.arange(len(examples)).split(BATCH):
+                together = f"{name} samples {rows[0]} to {rows[-1]} together, none of them alone"
+                failure = _failure(together, workload, model, examples.subset(rows).to(device), with_objective)
+                if failure is None:
+                    continue
+                for row in rows.tolist():
+                    one = examples.subset([row]).to(device)
+                    if alone := _failure(f"{name} sample {row}", workload, model, one, with_objective):
+                        raise UserError(alone)
+                raise UserError(failure)
+
+
+@torch.no_grad()
+def _failure(
+    name: str, workload: Workload, model: nn.Module, batch: Examples, with_objective: bool = False
+) -> str | None:
+    """Return what is wrong with the samples of a batch, which messages call `name`; None where nothing is."""
+    try:
+        outputs = run_model(model, batch.inputs)
+    except Exception as error:  # a user's model may raise anything
+        reason = _id_out_of_range(model, batch) or f"the model's forward pass fails: {_first_line(error)}"
+        return f"{name}: {reason}"
+    try:
+        losses = workload.loss(outputs, batch.targets)
+        objective = workload.objective(outputs, batch.targets) if with_objective else losses.new_zeros(())
+    except Exception as error:  # so may the loss
+        reason = _label_out_of_range(workload, outputs, batch.targets) or f"the loss fails: {_first_line(error)}"
+        return f"{name}: {reason}"
+    bad = losses[~losses.isfinite()]
+    if len(bad):
+        held = "" if _all_finite(*batch.tensors()) else " (its inputs or its target are not)"
+        return f"the loss of {name} is {bad[0].item()}; it must be finite{held}"
+    if not _all_finite(objective):
+        return f"the training_loss of {name} is {objective.item()}; it must be finite"
+    return None
+
+
+def _label_out_of_range(workload: Workload, outputs: object, targets: Tensor) -> str | None:
+    def works(changed: Tensor) -> bool:
+        return _runs(lambda: workload.loss(outputs, changed))
+
+    found = _out_of_range(targets, works) if len(targets) == 1 else None
+    return found and f"label {found[0]}; the loss accepts 0..{found[1]}"
+
+
+def _id_out_of_range(model: nn.Module, batch: Examples) -> str | None:
+    if len(batch) != 1:
+        return None
+    for name, tensor, change in _each_input(batch):
+        found = _out_of_range(tensor, lambda changed, change=change: _runs(lambda: run_model(model, change(changed))))
+        if found:
+            return f"{name} hold {found[0]}; the model accepts 0..{found[1]}"
+    return None
+
+
+def _each_input(batch: Examples) -> Iterator[tuple[str, Tensor, Callable]]:
+    """Yield each tensor of the inputs: how messages call it, itself, and the inputs with another in its place."""
+    inputs = batch.inputs
+    if isinstance(inputs, dict):
+        for name, tensor in inputs.items():
+            yield f"inputs[{name!r}]", tensor, lambda changed, name=name: inputs | {name: changed}
+    elif isinstance(inputs, tuple):
+        for i, tensor in enumerate(inputs):
+            yield f"inputs[{i}]", tensor, lambda changed, i=i: (*inputs[:i], changed, *inputs[i + 1 :])
+    else:
+        yield "inputs", inputs, lambda changed: changed
+
+
+def _out_of_range(tensor: Tensor, works: Callable[[Tensor], bool]) -> tuple[int, int] | None:
+    """Return a whole number in `tensor` that is refused, and the largest that is not; None where that is not why.
+
+    Found by putting one number in the place of all: 0 works, what is out of range does not.
+    """
+    if tensor.dtype == torch.bool or tensor.is_complex() or not tensor.numel() or not _all_finite(tensor):
+        return None
+    if not tensor.eq(tensor.floor() if tensor.is_floating_point() else tensor).all():
+        return None
+
+    def accepted(value: int) -> bool:
+        return works(torch.full_like(tensor, value))
+
+    bad = next((value for value in (int(tensor.max()), int(tensor.min())) if not accepted(value)), None)
+    if bad is None or bad == 0 or not accepted(0):
+        return None
+    # by doubling, because the refused number may be negative
+    most = min(LARGEST, LARGEST if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+    low, high = 0, 1
+    while high < most and accepted(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if accepted(middle) else (low, middle)
+    if bad > low:  # the first, in the order of the sample
+        bad = next(value for value in map(int, tensor.flatten().tolist()) if value > low)
+    return bad, low
+
+
+def _runs(function: Callable[[], object]) -> bool:
+    try:
+        function()
+    except Exception:  # whatever a user's model or loss raises
+        return False
+    return True
+
+
+def _all_finite(*tensors: Tensor) -> bool:
+    return all(t.isfinite().all() for t in (t.coalesce().values() if t.is_sparse else t for t in tensors))
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
