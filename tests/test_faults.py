@@ -477,7 +477,8 @@ def test_degenerate_gradients_give_the_numbers_of_the_dense_reference(scripts, c
     unit = (train / norms)[norms[:, 0] > 0]
     trials = pd.read_csv(results / "trials.csv")
     assert sorted(trials["m"].unique()) == MS
-    assert trials["num_bad"].eq(int((norms == 0).sum())).all()
+    assert trials["num_bad"].eq(0).all()
+    assert trials["num_queries"].eq(len(unit)).all()
     projector = make_projector("rademacher", 42)
     for row in trials[trials["lambda"] >= 1e-8].itertuples():
         P = reference.projection_matrix(projector, train.shape[1], row.m, max(MS), 0)
@@ -487,11 +488,12 @@ def test_degenerate_gradients_give_the_numbers_of_the_dense_reference(scripts, c
         assert row.eps_max == pytest.approx((ratios - 1).abs().max().item(), rel=2e-3, abs=2e-3)
 
 
-def test_zero_gradients_are_counted_and_said_once(scripts):
+def test_zero_gradients_of_test_samples_are_counted_and_said_once(scripts):
     write_tiny(scripts.folder, DEGENERATE["some zero gradients"])
-    for experiment in MAINS:
-        status, output, _ = scripts.run(experiment)
+    for experiment, options in (("spectrum_bounds", ["--test_mode", "test"]), ("hyperparam_selection", [])):
+        status, output, _ = scripts.run(experiment, *options)
         assert status == 0
+        assert output.count("training gradients are zero") == output.count("query gradients are zero") == 1
         assert output.count("that are not finite are counted and left out of every mean") == 1
         summary = pd.read_csv(scripts.results(experiment) / "summary.csv")
         columns = [name for name in summary if name.endswith("num_bad")]
@@ -503,11 +505,13 @@ def test_zero_gradients_are_counted_and_said_once(scripts):
 REFUSED = {
     "no gradient at all": (
         "loss = lambda outputs, targets: cross_entropy(outputs, targets) * 0",
-        "",
+        "all 24 training gradients are zero",
     ),
     "NaN": ("inputs[2, 0] = float('nan')\nrecipe = None", "training sample 2"),
     "infinity": ("inputs[2, 0] = float('inf')\nrecipe = None", "training sample 2"),
-    "NaN in training": ("inputs[2, 0] = float('nan')", ""),
+    "NaN in training": ("inputs[22, 0] = float('nan')", "the loss of training sample 22 is nan"),
+    "NaN in a test sample": ("inputs[24 + 17, 0] = float('nan')", "the loss of test sample 17 is nan"),
+    "a label out of range": ("targets[22] = 4", "training sample 22: label 4; the loss accepts 0..3"),
 }
 
 
@@ -517,11 +521,11 @@ def test_gradients_that_allow_no_answer_are_one_line(scripts, experiment, change
     write_tiny(scripts.folder, change)
     status, _, errors = scripts.run(experiment)
     assert status == 2
-    assert_one_line(errors, named if experiment == "spectrum_bounds" else "")
+    assert_one_line(errors, named)
     assert list((scripts.folder / "output").glob("*/*")) == []
 
 
 def test_every_ridge_below_rounding_is_one_line(scripts):
     status, _, errors = scripts.run("spectrum_bounds", "--lambda_exp_min", "-30", "--lambda_exp_max", "-20")
     assert status == 2
-    assert_one_line(errors, "every λ is below", "1e-12 tr F")
+    assert_one_line(errors, "every λ is below", "1e-12 tr F", "--lambda_exp_min", "would fit")

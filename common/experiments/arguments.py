@@ -119,6 +119,12 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
     add("--lambda_exp_min", type=ridge_exponent, default=-8, help="smallest ridge is 10 to this power")
     add("--lambda_exp_max", type=ridge_exponent, default=2, help="largest ridge is 10 to this power")
+    add(
+        "--lambda_scale",
+        choices=("absolute", "relative"),
+        default="absolute",
+        help="relative: ridges are in units of the mean eigenvalue tr F/rank",
+    )
     add("--num_test_grads", type=positive_int, default=500, help="query gradients")
     add("--num_train", type=positive_int, default=None, help="training samples used; default: all of the dataset's")
     add("--epochs", type=positive_int, default=None, help="training epochs; default: the recipe's")
@@ -173,7 +179,14 @@ def shared_options(args: argparse.Namespace, query_kind: str) -> SharedOptions:
         gradients=GradientOptions(args.batch_size, args.offload, args.grad_dtype, args.cache_dir, args.device),
         queries=QueryChoice(query_kind, args.num_test_grads, args.seed),
         sketches=_sketches(args),
-        grid=Grid(args.min_m, args.max_m, args.lambda_exp_min, args.lambda_exp_max, args.ridge_correction),
+        grid=Grid(
+            args.min_m,
+            args.max_m,
+            args.lambda_exp_min,
+            args.lambda_exp_max,
+            args.lambda_scale,
+            args.ridge_correction,
+        ),
         predict_only=args.predict_only,
         fresh=args.fresh,
     )

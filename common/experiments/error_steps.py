@@ -10,6 +10,7 @@ from common.experiments import error_sweep, rounding
 from common.experiments.cells import Cells
 from common.experiments.options import BoundsOptions, GradientOptions, SharedOptions
 from common.experiments.preparation import Prepared, make_sketcher
+from common.experiments.ridges import describe_miss, fitting
 from common.experiments.run import Run, bad_values
 from common.experiments.units import UnitLog, measure_missing
 from common.foundations.errors import UserError
@@ -35,12 +36,18 @@ def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
         print(f"left out, d_λ below {limit}: λ = {left_out}")
     if prepared.ms_left_out:
         print(f"left out, not below d = {prepared.num_parameters}: m = {', '.join(map(str, prepared.ms_left_out))}")
+    grid, spectrum = options.shared.grid, prepared.spectrum
     if not kept:
-        raise UserError(f"{limit} leaves no λ: the largest d_λ is {max(prepared.effective_dimensions):.3g}")
+        raise UserError(
+            f"{limit} leaves no λ: the largest d_λ is {max(prepared.effective_dimensions):.3g}; "
+            f"{fitting(grid, spectrum, options.min_d_lambda)}"
+        )
+    if line := describe_miss(grid, spectrum, [d_lambda for _, d_lambda in kept]):
+        print(line)
     run.record(ridges=[ridge for ridge, _ in kept])
     ridges, dimensions = [ridge for ridge, _ in kept], [d_lambda for _, d_lambda in kept]
-    correction = options.shared.grid.ridge_correction
-    return Cells(prepared.spectrum, prepared.ms, ridges, dimensions, correction, prepared.sjlt_columns)
+    correction = grid.ridge_correction
+    return Cells(spectrum, prepared.ms, ridges, dimensions, correction, prepared.sjlt_columns)
 
 
 def write_spectrum(run: Run, prepared: Prepared, query_kind: str) -> None:

@@ -44,6 +44,12 @@ def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
     )
 
 
+def ridge_label(ridge: float) -> str:
+    """Return a λ for a legend: as 1e-05 where that is exact."""
+    short = f"{ridge:.0e}"
+    return short if float(short) == ridge else f"{ridge:.2e}"
+
+
 def lay_out(figure: Figure) -> None:
     """Give every panel its place, once: measuring all texts takes longer than drawing them."""
     engine = figure.get_layout_engine()

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
-from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, save_figure
+from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, ridge_label, save_figure
 from common.experiments.selection import Selection
 
 MAX_CURVES = 5
@@ -115,7 +115,11 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
         cells = sketched[sketched["lambda"] == ridge]
         if "test_lds" in cells:
             axes.plot(
-                cells["m_over_d_lambda"], cells["test_lds"] / best[ridge], marker, color=colour, label=f"{ridge:.0e}"
+                cells["m_over_d_lambda"],
+                cells["test_lds"] / best[ridge],
+                marker,
+                color=colour,
+                label=ridge_label(ridge),
             )
     axes.axhline(0.95, color="black", linestyle=":", linewidth=0.8)
     axes.axvline(1, color="black", linestyle=":", linewidth=0.8)

@@ -12,6 +12,7 @@ from common.experiments.cells import Cells
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions
 from common.experiments.preparation import Prepared, make_sketcher
+from common.experiments.ridges import describe_miss
 from common.experiments.run import Run, bad_values
 from common.experiments.selection import Selection, recommendation
 from common.experiments.units import UnitLog, measure_missing
@@ -33,6 +34,8 @@ def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> LdsTas
             f"{num_queries - num_val} to judge; both must be at least 1"
         )
     run.record(num_val_queries=num_val, num_test_queries=num_queries - num_val, ridges=prepared.ridges)
+    if line := describe_miss(shared.grid, prepared.spectrum, prepared.effective_dimensions):
+        print(line)
     d_lambda, correction = prepared.effective_dimensions, shared.grid.ridge_correction
     cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, prepared.sjlt_columns)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, shared.queries.seed)

@@ -93,15 +93,18 @@ class Grid:
     max_m: int | None
     """Largest m; None for the largest power of two below d, at most 65,536."""
     lambda_exp_min: int
-    """The smallest λ is 10 to this power."""
+    """The smallest λ is 10 to this power, times the unit of `lambda_scale`."""
     lambda_exp_max: int
-    """The largest λ is 10 to this power."""
+    """The largest λ is 10 to this power, times the unit of `lambda_scale`."""
+    lambda_scale: str
+    """`absolute`: λ is in units of F; `relative`: in units of the mean eigenvalue tr F/rank."""
     ridge_correction: bool
     """Whether every cell is also solved with λ(1 − d_λ/m)."""
 
-    def ridges(self) -> list[float]:
-        """Return λ = 10^e for every integer e of the range, ascending."""
-        return [float(f"1e{e}") for e in range(self.lambda_exp_min, self.lambda_exp_max + 1)]
+    def ridges(self, mean_eigenvalue: float) -> list[float]:
+        """Return λ = 10^e, times tr F/rank where λ is relative, for every integer e of the range, ascending."""
+        unit = mean_eigenvalue if self.lambda_scale == "relative" else 1.0
+        return [float(f"1e{e}") * unit for e in range(self.lambda_exp_min, self.lambda_exp_max + 1)]
 
     def dimensions(self, num_parameters: int) -> tuple[list[int], list[int]]:
         """Return the powers of two from min_m to max_m: those below d, and those left out because m >= d.

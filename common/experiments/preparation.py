@@ -9,10 +9,11 @@ from torch import Tensor
 
 from common.experiments.column_sample import sample_columns
 from common.experiments.device import choose_device
-from common.experiments.options import QueryChoice, SharedOptions, SketchOptions, WorkloadChoice
+from common.experiments.options import SharedOptions, SketchOptions, WorkloadChoice
+from common.experiments.queries import choose_queries, draw_queries
+from common.experiments.ridges import mean_eigenvalue, resolved_ridges
 from common.experiments.run import Run
 from common.foundations.errors import UserError
-from common.foundations.seeds import make_generator
 from common.foundations.storage import file_checksum
 from common.foundations.tensor_files import fingerprint
 from common.gradients.checks import check_gradients
@@ -20,7 +21,7 @@ from common.gradients.kept_rows import Gradients
 from common.gradients.planning import DTYPES, GradientPlan, plan_gradients
 from common.sketches.basis import Basis, build_basis
 from common.sketches.cache import Cache
-from common.sketches.geometry import RESOLUTION, Geometry, ScoredVectors, resolved_ridge
+from common.sketches.geometry import Geometry, ScoredVectors
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.theory.column_sample import ColumnSample
@@ -32,8 +33,6 @@ from common.workloads.records import Dataset, Workload
 from common.workloads.samples import check_every_sample
 from common.workloads.training import fresh_model
 from common.workloads.user_file import load_user_workload, naming, without_ground_truth
-
-QUERY_STREAM = 1_000_003
 
 
 class LazyGradients:
@@ -112,7 +111,7 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
     ms, ms_left_out = options.grid.dimensions(num_parameters)
     _print_model(workload, trained, num_parameters)
 
-    parts, query_rows, query_samples = _choose_queries(workload, options.queries)
+    parts, drawn = draw_queries(workload, options.queries)
     with run.phase("plan"):
         plan = plan_gradients(
             workload,
@@ -122,22 +121,24 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
             wanted.offload,
             DTYPES[wanted.dtype],
             device,
-            last_samples=query_samples if options.queries.kind == "test" else None,
+            last_samples=drawn if options.queries.kind == "test" else None,
             prefer_stored=not options.sketches.of_coordinates,
         )
         cache = Cache(wanted.cache_dir, plan, trained.fingerprint, choice.file)
     gradients = LazyGradients(run, cache)
     basis = _find_basis(run, cache, gradients)
+    queries = choose_queries(basis.norms, len(workload.train), drawn, options.queries)
     with run.phase("geometry"):
         subsets = None if num_subsets is None else subset_indices(workload, num_subsets)
-        geometry = basis.geometry(ScoredVectors(query_rows, subsets), lambda: gradients.get(basis.norms))
+        geometry = basis.geometry(ScoredVectors(queries.rows, subsets), lambda: gradients.get(basis.norms))
     columns = None
     if options.sketches.proj_type == "sjlt" and options.sketches.sparsity == 1:
         rows = gradients.get(basis.norms)
         with run.phase("column sample"):
             columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
-    ridges, ridges_left_out = _resolved_ridges(options.grid.ridges(), geometry)
     spectrum = ExactSpectrum(geometry.eigenvalues)
+    mean = mean_eigenvalue(spectrum)
+    ridges, ridges_left_out = resolved_ridges(options.grid, spectrum)
     d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
     run.record(
         data_fingerprint=fingerprint(*_data(workload)),
@@ -146,10 +147,13 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         train_accuracy=trained.train_accuracy,
         test_accuracy=trained.test_accuracy,
         n=len(workload.train),
-        k=len(query_rows),
+        k=len(queries.rows),
         d=num_parameters,
         rank=geometry.rank,
         ms=ms,
+        num_zero_train=queries.num_zero_train,
+        num_zero_queries=queries.num_zero_queries,
+        mean_eigenvalue=mean,
         ridges_left_out=ridges_left_out,
         device=str(device),
         offload=plan.offload,
@@ -165,7 +169,7 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         gradients=gradients,
         geometry=geometry,
         spectrum=spectrum,
-        query_samples=query_samples,
+        query_samples=queries.samples,
         ms=ms,
         ms_left_out=ms_left_out,
         ridges=ridges,
@@ -244,36 +248,6 @@ def _data(workload: Workload) -> list[Tensor]:
     truth = workload.ground_truth
     tensors = [*workload.train.tensors(), *workload.test.tensors()]
     return tensors if truth is None else [*tensors, truth.subset_indices, truth.losses]
-
-
-def _choose_queries(workload: Workload, choice: QueryChoice):
-    """Return the parts to extract, the query rows among them, and the queries' indices in their own set."""
-    available, count = workload.train if choice.kind == "self" else workload.test, choice.count
-    if count > len(available):
-        print(f"--num_test_grads {count}: all {len(available)} samples there are")
-        count = len(available)
-    order = torch.randperm(len(available), generator=make_generator("cpu", choice.seed, QUERY_STREAM))
-    samples = order[:count].sort().values
-    parts = [("training", workload.train)]
-    if choice.kind == "self":
-        return parts, samples, samples
-    rows = torch.arange(len(workload.train), len(workload.train) + count)
-    return [*parts, ("test", workload.test.subset(samples))], rows, samples
-
-
-def _resolved_ridges(ridges: list[float], geometry: Geometry) -> tuple[list[float], list[float]]:
-    """Return the λ for which scores mean anything, and those left out, with one line that says so."""
-    if geometry.rank == 0:
-        raise UserError("every training gradient is zero: F = 0 has no spectrum to study")
-    smallest = resolved_ridge(geometry.eigenvalues.sum().item())
-    used = [ridge for ridge in ridges if ridge >= smallest]
-    limit = f"{smallest:.3g} = {RESOLUTION:g} tr F, below which scores are rounding errors"
-    if not used:
-        raise UserError(f"--lambda_exp_max: every λ is below {limit}; largest λ is {ridges[-1]:g}")
-    left_out = ridges[: len(ridges) - len(used)]
-    if left_out:
-        print(f"left out, below {limit}: λ = {', '.join(f'{ridge:g}' for ridge in left_out)}")
-    return used, left_out
 
 
 def _print_model(workload: Workload, trained: TrainedModel, num_parameters: int) -> None:

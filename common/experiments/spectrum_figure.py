@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, lay_out, legend_below, save_figure
+from common.experiments.figures import (
+    MARKERS,
+    MEASURED_AND_PREDICTED,
+    STYLE,
+    lay_out,
+    legend_below,
+    ridge_label,
+    save_figure,
+)
 from common.theory.spectrum import Spectrum, effective_dimension
 
 
@@ -22,7 +30,7 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, 
         (errors, ratios), (eigenvalues, dimensions) = figure.subplots(2, 2)
         measured = "eps_95" in table
         for (ridge, cells), colour, marker in _by_ridge(table):
-            x, label = cells["m_over_d_lambda"], f"{ridge:.0e}"
+            x, label = cells["m_over_d_lambda"], ridge_label(ridge)
             for axes, name in ((errors, "eps_95"), (ratios, "mean_ratio")):
                 axes.plot(
                     x, cells[f"predicted_{name}"], "-", color=colour, linewidth=1, label=None if measured else label

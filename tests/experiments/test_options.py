@@ -7,21 +7,26 @@ from common.foundations.errors import UserError
 
 
 def make_grid(**changes):
-    options = dict(min_m=1, max_m=None, lambda_exp_min=-8, lambda_exp_max=2, ridge_correction=False)
-    return Grid(**options | changes)
+    options = dict(min_m=1, max_m=None, lambda_exp_min=-8, lambda_exp_max=2, lambda_scale="absolute")
+    return Grid(**options | changes, ridge_correction=False)
 
 
 def test_equal_exponents_are_one_ridge():
-    assert make_grid(lambda_exp_min=2).ridges() == [100.0]
+    assert make_grid(lambda_exp_min=2).ridges(7.0) == [100.0]
 
 
 def test_ridges_are_the_correctly_rounded_powers_of_ten():
-    ridges = make_grid(lambda_exp_min=-300, lambda_exp_max=300).ridges()
+    ridges = make_grid(lambda_exp_min=-300, lambda_exp_max=300).ridges(7.0)
     assert len(ridges) == 601
     assert ridges[0] == 1e-300
     assert ridges[301 + 22] == 1e23
     assert ridges[300 - 3] == 0.001
     assert ridges == sorted(ridges)
+
+
+def test_relative_ridges_are_multiples_of_the_mean_eigenvalue():
+    ridges = make_grid(lambda_exp_min=-1, lambda_exp_max=1, lambda_scale="relative").ridges(2.0**-70)
+    assert ridges == [0.1 * 2.0**-70, 2.0**-70, 10 * 2.0**-70]
 
 
 # --- the grid of projection dimensions ----------------------------------------------------------------------
