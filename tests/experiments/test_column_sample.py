@@ -9,7 +9,6 @@ from common.experiments.column_sample import NUM_SAMPLED, sample_columns
 from common.gradients.kept_rows import StoredGradients
 from common.sketches.basis import build_basis
 from common.sketches.geometry import ScoredVectors
-from common.theory.column_sample import LOG_WIDTH, group
 from tests.reference import generator
 
 N, K = 12, 5
@@ -44,18 +43,6 @@ def test_energies_are_the_squared_entries_of_the_eigenvectors(rank):
     span = torch.linalg.svd(rows, full_matrices=False).Vh[: rank + K]
     torch.testing.assert_close(sample.energies.sum(1), span.square().sum(0), rtol=0, atol=1e-5)
     assert sample.query_energies.shape == sample.energies.shape
-
-
-def test_groups_keep_sums_and_hold_eigenvalues_within_their_width():
-    eigenvalues = torch.tensor([8.0, 3.0, 3.01, 2.99, 1e-9, 0.0, 0.0], dtype=torch.float64)
-    energies = torch.rand(5, 7, generator=generator(1), dtype=torch.float64)
-    squares = torch.arange(7, dtype=torch.float64)
-    sample = group(50, eigenvalues, energies, squares)
-    torch.testing.assert_close(sample.energies.sum(1), energies.sum(1))
-    torch.testing.assert_close(sample.query_energies.sum(1), energies @ squares)
-    assert ((sample.eigenvalues[:, None] / eigenvalues[:5] - 1).abs().min(0).values < LOG_WIDTH).all()
-    torch.testing.assert_close(sample.energies[:, 0], energies[:, 5:].sum(1))
-    torch.testing.assert_close(sample.energies[:, -1], energies[:, 0])
 
 
 def test_of_many_columns_the_same_random_ones_are_read_for_one_seed():

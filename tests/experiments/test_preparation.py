@@ -5,32 +5,13 @@ import json
 import pytest
 import torch
 
-from common.experiments import arguments
-from common.experiments.preparation import make_sketcher, prepare
-from common.experiments.run import Run
+from common.experiments.preparation import make_sketcher
 from common.foundations.errors import UserError
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 from common.workloads.benchmark import load_trained_model
 from tests.reference_gradients import one_by_one_gradients
 
 pytestmark = pytest.mark.usefixtures("mnist_once")
-TOY = ["--model", "lr", "--num_train", "40", "--max_m", "16", "--num_test_grads", "9", "--device", "cpu"]
-
-
-@pytest.fixture
-def start(tmp_path, toy_benchmarks):
-    """Return options -> (records of the options, run, prepared)."""
-
-    def run_prepare(*options, kind="self", toy=TOY):
-        parser = arguments.make_parser("", min_m=1)
-        folders = ["--output_dir", tmp_path, "--benchmark_dir", toy_benchmarks, "--cache_dir", tmp_path / "cache"]
-        args = parser.parse_args([*toy, *map(str, folders), *options])
-        arguments.check_shared_options(args)
-        run = Run(arguments.run_request("toy", args, parser))
-        shared = arguments.shared_options(args, kind)
-        return shared, run, prepare(shared, run)
-
-    return run_prepare
 
 
 def unit_gradients(prepared, samples, benchmark_dir):

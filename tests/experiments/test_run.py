@@ -15,7 +15,6 @@ from common.experiments.options import Option
 from common.experiments.run import Run, git_commit, variant
 from common.experiments.units import UnitLog
 from common.foundations.errors import UserError
-from common.foundations.progress import progress_bar
 
 HEADER = {"options": {"seed": 42}, "data_fingerprint": "abc", "device": "cpu", "packages": {"torch": "1"}}
 ROWS = [{"trial": 0, "m": 8, "lambda": 1e-3, "eps_95": 0.1 + 0.2}, {"trial": 0, "m": 8, "lambda": 1.0, "eps_95": 1 / 3}]
@@ -354,9 +353,3 @@ def test_replacing_results_of_something_else_is_one_line_that_names_the_differen
 
 
 # --- progress ---------------------------------------------------------------------------------------------------
-
-
-def test_progress_bars_are_silent_where_stderr_is_no_terminal(capsys):
-    with progress_bar("sketches", 3) as bar:
-        bar.update(3)
-    assert capsys.readouterr() == ("", "")

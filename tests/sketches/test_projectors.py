@@ -6,7 +6,6 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm
 
-from common.foundations.seeds import make_generator
 from common.sketches import projectors
 from common.sketches.projectors import make_projector
 from tests.reference import DenseGradients, normal, projection_matrix
@@ -135,12 +134,6 @@ def test_column_tiles_are_drawn_independently(kind):
     P = projection_matrix(make_projector(kind, 3), 160, 64, 64, trial=0)
     cosines = (P.T @ P)[~torch.eye(160, dtype=torch.bool)]
     assert (cosines.abs() * 8).max() < norm.isf(FALSE_ALARM / len(cosines))
-
-
-def test_seeds_trials_and_purposes_have_streams_of_their_own():
-    entropies = list(itertools.product([0, 1, 42], [0, 1, 2], [0, 1], [0, 1, 5]))
-    seen = {make_generator("cpu", *entropy).initial_seed(): entropy for entropy in entropies}
-    assert len(seen) == len(entropies)
 
 
 # --- what a projection does ---------------------------------------------------------------------------------

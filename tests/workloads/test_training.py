@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from common.foundations.errors import UserError
-from common.foundations.seeds import derive_seed
 from common.workloads.records import Examples, TrainingRecipe
 from common.workloads.training import (
     can_train_together,
@@ -194,12 +193,6 @@ def test_an_unknown_optimizer_is_named():
     workload = tiny_workload(recipe=TrainingRecipe(epochs=1, learning_rate=0.1, optimizer="adagrad"))
     with pytest.raises(UserError, match=r"'adagrad'.*sgd or adam"):
         train_model(workload, SUBSETS[0], 0, "cpu")
-
-
-def test_derived_seeds_differ_between_purposes():
-    seeds = {derive_seed(a, b) for a in range(20) for b in range(1, 20)} | {derive_seed(a) for a in range(1, 20)}
-    assert len(seeds) == 20 * 19 + 19
-    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_the_numbers_of_small_models_do_not_depend_on_the_number_of_cores():
