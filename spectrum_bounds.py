@@ -63,7 +63,7 @@ def experiment(options: BoundsOptions, run: Run) -> None:
     with run.phase("figure"):
         queries = "training" if shared.queries.kind == "self" else "test"
         title = f"{prepared.workload.name}, {shared.sketches.proj_type} projection, queries: {queries} samples"
-        spectrum_figure.draw_spectrum_bounds(run.folder, table, prepared.spectrum, title)
+        spectrum_figure.draw_spectrum_bounds(run.folder, table, prepared.spectrum, prepared.geometry.rank, title)
     error_steps.report(options.target_eps, run, advice, table)
 
 

@@ -23,8 +23,11 @@ from common.experiments.figures import (
 from common.theory.spectrum import Spectrum, effective_dimension
 
 
-def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, title: str) -> None:
-    """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension."""
+def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, rank: int, title: str) -> None:
+    """Write figure.png and figure.pdf of experiment 1: ε_95, mean ratio, eigenvalues, effective dimension.
+
+    `rank` is that of F: rounding may have set the smallest of its eigenvalues to 0.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 8.4), layout="constrained")
         (errors, ratios), (eigenvalues, dimensions) = figure.subplots(2, 2)
@@ -46,7 +49,7 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, 
         )
         legend_below(ratios, ncols=5, title="λ")
         _draw_eigenvalues(eigenvalues, spectrum)
-        labels = _draw_effective_dimension(dimensions, spectrum, table)
+        labels = _draw_effective_dimension(dimensions, spectrum, rank, table)
         figure.suptitle(title)
         _thin_out(labels, figure)
         save_figure(figure, folder)
@@ -87,9 +90,8 @@ def _draw_eigenvalues(axes: Axes, spectrum: Spectrum) -> None:
     )
 
 
-def _draw_effective_dimension(axes: Axes, spectrum: Spectrum, table: pd.DataFrame) -> list[Annotation]:
+def _draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: pd.DataFrame) -> list[Annotation]:
     """Return the labels of d_λ, from left to right."""
-    rank = int((spectrum.eigenvalues > 0).sum())
     ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
     axes.plot(ridges, effective_dimension(spectrum, ridges) / rank, color="#0072B2")
     used = table.drop_duplicates("lambda")

@@ -50,7 +50,7 @@ def draw(geometry, tmp_path, monkeypatch):
     )
 
     def run(table):
-        spectrum_figure.draw_spectrum_bounds(tmp_path, table, ExactSpectrum(geometry.eigenvalues), TITLE)
+        spectrum_figure.draw_spectrum_bounds(tmp_path, table, ExactSpectrum(geometry.eigenvalues), geometry.rank, TITLE)
         return kept[-1]
 
     return run
@@ -190,7 +190,7 @@ def test_cells_without_a_number_are_left_out_of_the_picture_without_a_warning(dr
 def test_the_same_numbers_give_the_same_files(geometry, tmp_path):
     for name in ("first", "second"):
         spectrum_figure.draw_spectrum_bounds(
-            tmp_path / name, make_table(geometry), ExactSpectrum(geometry.eigenvalues), TITLE
+            tmp_path / name, make_table(geometry), ExactSpectrum(geometry.eigenvalues), geometry.rank, TITLE
         )
     for kind in ("png", "pdf"):
         first, second = ((tmp_path / name / f"figure.{kind}").read_bytes() for name in ("first", "second"))
