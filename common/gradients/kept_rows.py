@@ -69,13 +69,14 @@ class StoredGradients:
         self.num_rows, self.num_columns, self.device = num_rows, num_columns, device
         self.norms = torch.zeros(num_rows, dtype=torch.float64, device=device)
         self.check: RowCheck | None = None
-        self._rows = (
-            _FileRows(file, num_rows, num_columns, dtype)
-            if offload == "disk"
-            else _RamRows(
-                torch.empty(num_rows, num_columns, dtype=dtype, device=device if offload == "none" else "cpu")
-            )
-        )
+        self._rows: _FileRows | _RamRows
+        if offload != "disk":
+            where = device if offload == "none" else "cpu"
+            self._rows = _RamRows(torch.empty(num_rows, num_columns, dtype=dtype, device=where))
+        elif file is not None:
+            self._rows = _FileRows(file, num_rows, num_columns, dtype)
+        else:
+            raise ValueError("gradients on disk need a file")
 
     def write(self, start: int, gradients: Tensor) -> None:
         """Store (B, d) gradients as rows start, start + 1, ..."""
@@ -193,7 +194,7 @@ class _FileRows:
 
     def write(self, start: int, rows: Tensor) -> None:
         self._file.seek(start * self._shape[1] * self._dtype.itemsize)
-        self._file.write(rows.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy())
+        self._file.write(rows.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy().data)
 
     def read(self, start: int, stop: int) -> Tensor:
         num_rows, num_columns = self._shape
@@ -201,7 +202,7 @@ class _FileRows:
         rows = block.view(torch.uint8).numpy()
         for i, row in enumerate(rows):
             offset = (i * num_columns + start) * self._dtype.itemsize
-            if os.preadv(self._file.fileno(), [row], offset) != row.nbytes:
+            if os.preadv(self._file.fileno(), [row.data], offset) != row.nbytes:
                 raise OSError(f"{self._file.name} ends early")
         return block
 
@@ -219,7 +220,7 @@ class _FileRows:
         buffer = rows.view(torch.uint8).numpy().reshape(-1)
         offset, done = start * self._shape[1] * self._dtype.itemsize, 0
         while done < buffer.nbytes:
-            got = os.preadv(file.fileno(), [buffer[done:]], offset + done)
+            got = os.preadv(file.fileno(), [buffer[done:].data], offset + done)
             if got == 0:
                 raise OSError(f"{file.name} ends early")
             done += got

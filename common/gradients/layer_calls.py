@@ -31,6 +31,8 @@ _NUMBERS = {
     torch.Tensor.item,
 }
 """What makes a Python number of a tensor."""
+_TRANSPOSES = (torch.t, torch.Tensor.t, *(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")))
+"""What transposes a matrix."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class CallRecorder(TorchFunctionMode):
         self._known = {
             id(p): Source(name, p, frozenset([name])) for name, p in parameters.items() if name not in substitutes
         }
-        self._level = Vmapped.maybe_current_level()
+        self._level = Vmapped.current_level()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -152,8 +154,7 @@ class CallRecorder(TorchFunctionMode):
         return values[0]
 
     def _of_all_samples(self, tensor: Tensor) -> Tensor:
-        values, dim = Vmapped._unwrap_batched(tensor, self._level)
-        return values.movedim(dim, 0)
+        return Vmapped._remove_batch_dim(tensor, self._level, self._batch, 0)
 
     def _substituted(self, args, kwargs):
         leaves, spec = tree_flatten((args, kwargs))
@@ -228,7 +229,7 @@ def _view(func: Callable, args: tuple, source: Source, result: Tensor) -> Source
     tensor = source.tensor
     if source.edge is not None or tensor.ndim != 2 or args[0] is not tensor:
         return None
-    transposes = func in (torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__) or (
+    transposes = func in _TRANSPOSES or (
         func in (torch.transpose, torch.Tensor.transpose) and len(args) == 3 and {args[1] % 2, args[2] % 2} == {0, 1}
     )
     if transposes:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from common.gradients.layer_calls import CallRecorder, SamplesDisagreeError, Source, trainable_parameters
 from common.gradients.layer_products import joined, merge, write_products
@@ -114,17 +115,17 @@ class LayerCapture:
             _gradients(losses.sum(), [z for call in recorder.calls for z in call.perturbations] + [*copies.values()])
         )
         captures: dict[str, list[Capture]] = {}
-        computed: dict[str, tuple[Source, list[Capture]]] = {}
+        computed: dict[str, tuple[Source, GradientEdge, list[Capture]]] = {}
         for call in recorder.calls:
-            errors = [next(found) for _ in call.perturbations]
-            if all(error is None for error in errors):
+            reached = [next(found) for _ in call.perturbations]
+            if all(error is None for error in reached):
                 continue
-            errors = [torch.zeros_like(z) if e is None else e for e, z in zip(errors, call.perturbations, strict=True)]
+            errors = [torch.zeros_like(z) if e is None else e for e, z in zip(reached, call.perturbations, strict=True)]
             for source, capture in shares(call, errors):
                 if source.edge is None:
                     captures.setdefault(source.name, []).append(capture)
                 else:
-                    computed.setdefault(source.name, (source, []))[1].append(capture)
+                    computed.setdefault(source.name, (source, source.edge, []))[2].append(capture)
         captures |= {
             name: [direct(gradient)] for name, gradient in zip(copies, found, strict=True) if gradient is not None
         }
@@ -154,16 +155,16 @@ class LayerCapture:
         return recorders[0], losses
 
     def _pulled_back(
-        self, computed: Collection[tuple[Source, list[Capture]]], count: int
+        self, computed: Collection[tuple[Source, GradientEdge, list[Capture]]], count: int
     ) -> Iterator[tuple[str, Capture]]:
         """Yield the gradients of parameters from those of the tensors that are computed from them."""
-        for source, parts in computed:
+        for source, edge, parts in computed:
             rows, cols = matrix_shape(source.tensor)
             products = torch.empty(count, rows * cols, dtype=source.tensor.dtype, device=source.tensor.device)
             write_products(parts, slice(0, rows), cols, products)
             names = sorted(source.parameters)
             gradients = torch.autograd.grad(
-                source.edge,
+                edge,
                 [self._parameters[name] for name in names],
                 grad_outputs=products.view(count, *source.tensor.shape),
                 is_grads_batched=True,

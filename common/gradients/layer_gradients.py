@@ -22,13 +22,13 @@ from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import LayerCapture, Routes, row_dtype
 from common.gradients.layer_products import (
     add_product_of_grams,
-    grams_are_cheaper,
+    cheaper_by_grams,
     place,
     select_rows,
     split_rows,
     write_products,
 )
-from common.gradients.layer_shares import Capture, matrix_shape
+from common.gradients.layer_shares import Capture, Direct, matrix_shape
 from common.workloads.precision import in_dtype, match_inputs
 from common.workloads.records import Examples, Loss
 
@@ -137,8 +137,9 @@ class LayerwiseGradients:
         n = self.num_rows
         gram = torch.zeros(n, n, dtype=torch.float64, device=self._device)
         for piece, captures in self._sweep():
-            if piece.keeps_factors and grams_are_cheaper(captures, piece.num_rows, piece.cols):
-                add_product_of_grams(gram, captures[0])
+            linear = cheaper_by_grams(captures, piece.num_rows, piece.cols) if piece.keeps_factors else None
+            if linear is not None:
+                add_product_of_grams(gram, linear)
                 continue
             for _, block in self._blocks(piece, captures, block_bytes):
                 add_gram(gram, block)
@@ -228,7 +229,7 @@ class LayerwiseGradients:
             return [select_rows(capture, piece.rows) for capture in captures]
         products = torch.empty(batch, piece.num_rows * piece.cols, dtype=self._dtype, device=self._device)
         write_products(captures, piece.rows, piece.cols, products)
-        return [Capture("direct", None, products.view(batch, -1, piece.cols))]
+        return [Direct(products.view(batch, -1, piece.cols))]
 
     def _blocks(self, piece: Piece, captures: list[Capture], max_bytes: int) -> Iterator[tuple[int, Tensor]]:
         step = max(1, max_bytes // (self.num_rows * piece.cols * self._dtype.itemsize))

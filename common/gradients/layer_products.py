@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from common.gradients.gram import panels
-from common.gradients.layer_shares import Capture
+from common.gradients.layer_shares import Capture, Convolution, Direct, Linear, Lookup
 
 CHUNK_BYTES = 64 << 20
 # Writing out larger patches of one sample costs more than it saves over one library convolution a sample.
@@ -29,17 +29,19 @@ def write_products(captures: list[Capture], rows: slice, cols: int, out: Tensor)
         return
     target = out.view(len(out), -1, cols)
     for position, capture in enumerate(captures):
-        patch_bytes = capture.errors[0, 0].nbytes * cols if capture.kind == "conv" else 0
-        if patch_bytes > LARGE_PATCHES:
-            _convolve_samples(capture, rows, target, accumulate=position > 0)
-            continue
+        patch_bytes = 0
+        if isinstance(capture, Convolution):
+            patch_bytes = capture.errors[0, 0].nbytes * cols
+            if patch_bytes > LARGE_PATCHES:
+                _convolve_samples(capture, rows, target, accumulate=position > 0)
+                continue
         step = CHUNK_BYTES // patch_bytes if patch_bytes else len(out)
         for start in range(0, len(out), step):
             samples = slice(start, start + step)
             _write_group(capture, samples, rows, target[samples], accumulate=position > 0)
 
 
-def _convolve_samples(capture: Capture, rows: slice, target: Tensor, accumulate: bool) -> None:
+def _convolve_samples(capture: Convolution, rows: slice, target: Tensor, accumulate: bool) -> None:
     geometry = capture.geometry
     images = geometry.padded(capture.inputs)
     shape = (target.shape[1], images.shape[1], *geometry.kernel)
@@ -52,10 +54,10 @@ def _convolve_samples(capture: Capture, rows: slice, target: Tensor, accumulate:
 
 
 def _write_group(capture: Capture, samples: slice, rows: slice, target: Tensor, accumulate: bool) -> None:
-    if capture.kind == "direct":
+    if isinstance(capture, Direct):
         products = capture.errors[samples, rows]
         target.add_(products) if accumulate else target.copy_(products)
-    elif capture.kind == "lookup":
+    elif isinstance(capture, Lookup):
         if not accumulate:
             target.zero_()
         _scatter_lookups(capture.inputs[samples] - rows.start, capture.errors[samples], target)
@@ -69,9 +71,9 @@ def _write_group(capture: Capture, samples: slice, rows: slice, target: Tensor, 
             torch.bmm(left, right, out=target)
 
 
-def _factors(capture: Capture, samples: slice, rows: slice) -> tuple[Tensor, Tensor]:
+def _factors(capture: Linear | Convolution, samples: slice, rows: slice) -> tuple[Tensor, Tensor]:
     """Return (B, rows, S) errors and (B, S, cols) inputs."""
-    if capture.kind == "conv":
+    if isinstance(capture, Convolution):
         patches = capture.geometry.patches(capture.inputs[samples])
         return capture.errors[samples, rows].flatten(2), patches.transpose(1, 2)
     return capture.errors[samples, :, rows].transpose(1, 2), capture.inputs[samples]
@@ -86,9 +88,9 @@ def _scatter_lookups(indices: Tensor, errors: Tensor, target: Tensor) -> None:
 
 def select_rows(capture: Capture, rows: slice) -> Capture:
     """Return the capture of a parameter's `rows` alone, themselves numbered from 0."""
-    if capture.kind == "linear":
+    if isinstance(capture, Linear):
         return replace(capture, errors=capture.errors[:, :, rows])
-    if capture.kind == "lookup":
+    if isinstance(capture, Lookup):
         return replace(capture, inputs=capture.inputs - rows.start)
     return replace(capture, errors=capture.errors[:, rows])
 
@@ -97,16 +99,15 @@ def joined(captures: list[Capture]) -> list[Capture]:
     """Return a parameter's captures with one of each kind: a layer used at every time step has as many positions."""
     if len(captures) == 1:
         return captures
-    found = []
-    for kind in ("linear", "lookup"):
-        parts = [capture for capture in captures if capture.kind == kind]
+    found: list[Capture] = []
+    for kind in (Linear, Lookup):
+        parts = [capture for capture in captures if isinstance(capture, kind)]
         if parts:
-            inputs, errors = (torch.cat([getattr(c, name) for c in parts], 1) for name in ("inputs", "errors"))
-            found.append(Capture(kind, inputs, errors))
-    gradients = [capture.errors for capture in captures if capture.kind == "direct"]
+            found.append(kind(torch.cat([c.errors for c in parts], 1), torch.cat([c.inputs for c in parts], 1)))
+    gradients = [capture.errors for capture in captures if isinstance(capture, Direct)]
     if gradients:
-        found.append(Capture("direct", None, sum(gradients[1:], gradients[0])))
-    return [*found, *(capture for capture in captures if capture.kind == "conv")]
+        found.append(Direct(sum(gradients[1:], gradients[0])))
+    return [*found, *(capture for capture in captures if isinstance(capture, Convolution))]
 
 
 def merge(groups: list[tuple[Tensor, dict[str, list[Capture]]]], samples: int) -> dict[str, list[Capture]]:
@@ -130,38 +131,38 @@ def place(wholes: list[Capture], parts: list[Capture], samples: slice | Tensor, 
         alike = [i for i, whole in enumerate(wholes) if i not in taken and _are_alike(whole, part)]
         number = alike[0] if alike else len(wholes)
         if not alike:
-            wholes.append(_zeros(part, count))
+            wholes.append(part.map(lambda tensor: tensor.new_zeros(count, *tensor.shape[1:])))
         taken.add(number)
-        if part.kind in ("linear", "lookup"):
-            wholes[number] = whole = _with_room(wholes[number], part.errors.shape[1])
-            places = slice(part.errors.shape[1])
-            whole.errors[samples, places] = part.errors
-            whole.inputs[samples, places] = part.inputs
-            continue
-        wholes[number].errors[samples] = part.errors
-        if part.inputs is not None:
-            wholes[number].inputs[samples] = part.inputs
+        wholes[number] = whole = _with_room(wholes[number], part.errors.shape[1])
+        for name, tensor in whole.tensors().items():
+            values = part.tensors()[name]
+            tensor[samples, : values.shape[1]] = values
 
 
 def _are_alike(whole: Capture, part: Capture) -> bool:
-    if (whole.kind, whole.geometry) != (part.kind, part.geometry):
-        return False
-    if part.kind in ("linear", "lookup"):
-        return True
-    shapes = [None if c.inputs is None else c.inputs.shape[1:] for c in (whole, part)]
-    return whole.errors.shape[1:] == part.errors.shape[1:] and shapes[0] == shapes[1]
+    if isinstance(part, Linear | Lookup):
+        return type(whole) is type(part)
+    if isinstance(part, Direct):
+        return isinstance(whole, Direct) and _shape(whole.errors) == _shape(part.errors)
+    return (
+        isinstance(whole, Convolution)
+        and whole.geometry == part.geometry
+        and _shape(whole.errors) == _shape(part.errors)
+        and _shape(whole.inputs) == _shape(part.inputs)
+    )
 
 
-def _zeros(part: Capture, count: int) -> Capture:
-    inputs = None if part.inputs is None else part.inputs.new_zeros(count, *part.inputs.shape[1:])
-    return replace(part, inputs=inputs, errors=part.errors.new_zeros(count, *part.errors.shape[1:]))
+def _shape(tensor: Tensor) -> torch.Size:
+    """Return the shape of one sample."""
+    return tensor.shape[1:]
 
 
 def _with_room(whole: Capture, positions: int) -> Capture:
+    """Return a capture of factors with at least so many positions; others as they are."""
     missing = positions - whole.errors.shape[1]
-    if missing <= 0:
+    if missing <= 0 or not isinstance(whole, Linear | Lookup):
         return whole
-    inputs = F.pad(whole.inputs, (0, missing) if whole.kind == "lookup" else (0, 0, 0, missing))
+    inputs = F.pad(whole.inputs, (0, missing) if isinstance(whole, Lookup) else (0, 0, 0, missing))
     return replace(whole, inputs=inputs, errors=F.pad(whole.errors, (0, 0, 0, missing)))
 
 
@@ -184,21 +185,21 @@ def split_rows(
 
 def _factor_bytes(captures: list[Capture], rows: int) -> tuple[int, int]:
     """Return the bytes a sample that factors take whatever the rows, and those each row adds."""
-    fixed = sum(c.inputs[0].nbytes for c in captures if c.inputs is not None)
-    fixed += sum(c.errors[0].nbytes for c in captures if c.kind == "lookup")
-    per_row = sum(c.errors[0].nbytes // rows for c in captures if c.kind != "lookup")
+    fixed = sum(c.inputs[0].nbytes for c in captures if not isinstance(c, Direct))
+    fixed += sum(c.errors[0].nbytes for c in captures if isinstance(c, Lookup))
+    per_row = sum(c.errors[0].nbytes // rows for c in captures if not isinstance(c, Lookup))
     return fixed, per_row
 
 
-def grams_are_cheaper(captures: list[Capture], rows: int, cols: int) -> bool:
-    """Return whether S² products of small Gram matrices cost less than one of the expanded gradients."""
-    if len(captures) != 1 or captures[0].kind != "linear":
-        return False
+def cheaper_by_grams(captures: list[Capture], rows: int, cols: int) -> Linear | None:
+    """Return the only capture where S² products of small Gram matrices cost less than one of expanded gradients."""
+    if len(captures) != 1 or not isinstance(captures[0], Linear):
+        return None
     positions = captures[0].errors.shape[1]
-    return positions**2 * (rows + cols) < rows * cols
+    return captures[0] if positions**2 * (rows + cols) < rows * cols else None
 
 
-def add_product_of_grams(gram: Tensor, capture: Capture) -> None:
+def add_product_of_grams(gram: Tensor, capture: Linear) -> None:
     """Add Σ_st (X_s X_tᵀ) ∘ (E_s E_tᵀ) to the lower triangle, in float64, for a linear layer's X and E."""
     positions = range(capture.errors.shape[1])
     for rows, before in panels(len(gram)):

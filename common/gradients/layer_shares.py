@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,29 +14,76 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from common.gradients.layer_calls import LayerCall, Source
 from common.gradients.layer_readers import ConvGeometry, LinearOrder, Reading
 
+_Kind = TypeVar("_Kind", bound="_Share")
+
 
 @dataclass(frozen=True)
-class Capture:
-    """One call's share of the per-sample gradients of one parameter, viewed as a (rows, cols) matrix."""
+class _Share:
+    """What the kinds of captures have in common: tensors, each with one row a sample."""
 
-    kind: str
-    """`direct`: the gradients themselves; `linear`, `conv`, `lookup`: factors whose product they are."""
-    inputs: Tensor | None
-    """linear: (B, S, cols); conv: (B, C, H, W); lookup: (B, S) int64 row indices; direct: None."""
     errors: Tensor
-    """linear: (B, S, rows); conv: (B, rows, h, w); lookup: (B, S, cols); direct: (B, rows, cols)."""
-    geometry: ConvGeometry | None = None
-    """conv only."""
+    """What the gradients are made of, or a factor of them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by the names of their fields."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of inputs and errors."""
-        return self.errors.nbytes + (0 if self.inputs is None else self.inputs.nbytes)
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    def to(self, dtype: torch.dtype) -> Capture:
+    def map(self: _Kind, change: Callable[[Tensor], Tensor]) -> _Kind:
+        """Return the capture with every tensor changed."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def to(self: _Kind, dtype: torch.dtype) -> _Kind:
         """Return the capture in a floating-point dtype; row indices stay as they are."""
-        inputs = self.inputs if self.inputs is None or self.kind == "lookup" else self.inputs.to(dtype)
-        return replace(self, inputs=inputs, errors=self.errors.to(dtype))
+        return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+@dataclass(frozen=True)
+class Direct(_Share):
+    """Gradients themselves."""
+
+    errors: Tensor
+    """(B, rows, cols)."""
+
+
+@dataclass(frozen=True)
+class Linear(_Share):
+    """Factors of gradients Σ_s e_s x_sᵀ."""
+
+    errors: Tensor
+    """(B, S, rows)."""
+    inputs: Tensor
+    """(B, S, cols)."""
+
+
+@dataclass(frozen=True)
+class Lookup(_Share):
+    """Errors of rows of a table that were looked up."""
+
+    errors: Tensor
+    """(B, S, cols)."""
+    inputs: Tensor
+    """(B, S) int64 indices of the rows."""
+
+
+@dataclass(frozen=True)
+class Convolution(_Share):
+    """Factors of gradients whose positions are output pixels."""
+
+    errors: Tensor
+    """(B, rows, h, w)."""
+    inputs: Tensor
+    """(B, C, H, W)."""
+    geometry: ConvGeometry
+    """Which of the input's pixels each output pixel saw."""
+
+
+Capture = Direct | Linear | Lookup | Convolution
+"""One call's share of the per-sample gradients of one parameter, viewed as a (rows, cols) matrix."""
 
 
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:
@@ -44,10 +92,10 @@ def matrix_shape(parameter: Tensor) -> tuple[int, int]:
     return rows, parameter.numel() // rows if rows else 0
 
 
-def direct(gradients: Tensor) -> Capture:
+def direct(gradients: Tensor) -> Direct:
     """Return the capture of (B, ...) gradients of one parameter."""
     rows, cols = matrix_shape(gradients[0])
-    return Capture("direct", None, gradients.reshape(len(gradients), rows, cols))
+    return Direct(gradients.reshape(len(gradients), rows, cols))
 
 
 def shares(call: LayerCall, errors: list[Tensor]) -> Iterator[tuple[Source, Capture]]:
@@ -70,11 +118,12 @@ def shares(call: LayerCall, errors: list[Tensor]) -> Iterator[tuple[Source, Capt
         yield from _linear(reading.setting, weight, bias, inputs, error)
     elif reading.kind == "conv":
         if weight is not None:
-            yield weight, Capture("conv", inputs.flatten(0, 1), error.flatten(0, 1), reading.setting)
+            yield weight, Convolution(error.flatten(0, 1), inputs.flatten(0, 1), reading.setting)
         if bias is not None:
             yield bias, direct(error.flatten(0, 1).sum((2, 3)))
     elif reading.kind == "lookup":
-        yield weight, _lookup(reading, inputs, error)
+        if weight is not None:
+            yield weight, _lookup(reading, inputs, error)
     else:
         yield from _norm(reading, weight, bias, inputs, error)
 
@@ -86,7 +135,7 @@ def _linear(
     error = _positions_first(error, order.error_dims, order.features[1])
     if weight is not None:
         cols, rows = (error, inputs) if order.transposed != weight.transposed else (inputs, error)
-        yield weight, Capture("linear", cols, F.pad(rows, (weight.first_row, 0)) if weight.first_row else rows)
+        yield weight, Linear(F.pad(rows, (weight.first_row, 0)) if weight.first_row else rows, cols)
     if bias is not None:
         yield bias, direct(error.sum(1))
 
@@ -98,12 +147,12 @@ def _positions_first(values: Tensor, dims: tuple[int, ...] | None, num_features:
     return values.reshape(len(values), -1, values.shape[values.ndim - num_features :].numel())
 
 
-def _lookup(reading: Reading, indices: Tensor, error: Tensor) -> Capture:
+def _lookup(reading: Reading, indices: Tensor, error: Tensor) -> Lookup:
     indices = indices.reshape(len(indices), -1)
     error = error.reshape(*indices.shape, -1)
     if reading.setting is not None:
         error = error.masked_fill((indices == reading.setting)[..., None], 0)
-    return Capture("lookup", indices, error)
+    return Lookup(error, indices)
 
 
 def _norm(
@@ -118,13 +167,16 @@ def _norm(
         if bias is not None:
             yield bias, direct(error.sum(summed))
         return
-    affine = (weight or bias).tensor
-    summed = list(range(1, error.ndim - affine.ndim))
     if weight is not None:
-        products = reading.setting(inputs) * error
-        yield weight, direct(products.sum(summed) if summed else products)
+        yield weight, direct(_summed_to(weight.tensor, reading.setting(inputs) * error))
     if bias is not None:
-        yield bias, direct(error.sum(summed) if summed else error)
+        yield bias, direct(_summed_to(bias.tensor, error))
+
+
+def _summed_to(parameter: Tensor, values: Tensor) -> Tensor:
+    """Return the sums of (B, ..., *shape) values over all but the samples and the parameter's own dimensions."""
+    summed = list(range(1, values.ndim - parameter.ndim))
+    return values.sum(summed) if summed else values
 
 
 def _by_autograd(call: LayerCall, errors: list[Tensor]) -> Iterator[tuple[Source, Capture]]:
@@ -139,7 +191,7 @@ def _by_autograd(call: LayerCall, errors: list[Tensor]) -> Iterator[tuple[Source
             outputs = tree_leaves(call.function(*args, **kwargs))
             return [outputs[place] for place in call.places]
 
-        _, pull_back = torch.func.vjp(run, *(source.tensor.detach() for source in call.sources.values()))
+        pull_back = torch.func.vjp(run, *(source.tensor.detach() for source in call.sources.values()))[1]
         return pull_back(error)
 
     gradients = torch.func.vmap(one)(list(call.data.values()), errors)

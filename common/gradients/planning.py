@@ -22,7 +22,7 @@ from common.gradients.one_at_a_time import one_gradient
 from common.gradients.precision import attributed
 from common.gradients.routes import CheckedRoutes, check_routes, drop
 from common.gradients.row_checks import check_rows
-from common.gradients.verification import Subject
+from common.gradients.verification import Mismatch, Subject
 from common.workloads.records import Examples, Workload, concatenate
 
 BATCH_BYTES = 2**29
@@ -153,9 +153,12 @@ def _recomputed(plan: GradientPlan, norms: Tensor | None) -> RecomputedGradients
         )
         gradients = RecomputedGradients(layerwise, norms)
         _check_norms(gradients.norms, plan)
-        if norms is not None or _is_right(plan, routes, gradients, torch.float32, time.perf_counter() - start):
+        if norms is not None:
             return gradients
-        routes = drop(routes, gradients.check.mismatches, plan.sample_name)
+        wrong = _check(plan, routes, gradients, torch.float32, time.perf_counter() - start)
+        if not wrong:
+            return gradients
+        routes = drop(routes, wrong, plan.sample_name)
 
 
 def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
@@ -177,23 +180,24 @@ def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
                 gradients.write(first, compute(batch))
                 bar.update(len(batch))
         _check_norms(gradients.norms, plan)
-        if _is_right(plan, routes, gradients, plan.dtype, time.perf_counter() - start):
+        wrong = _check(plan, routes, gradients, plan.dtype, time.perf_counter() - start)
+        if not wrong:
             return
-        routes = drop(routes, gradients.check.mismatches, plan.sample_name)
+        routes = drop(routes, wrong, plan.sample_name)
 
 
-def _is_right(
+def _check(
     plan: GradientPlan,
     routes: Routes,
     gradients: StoredGradients | RecomputedGradients,
     stored: torch.dtype,
     seconds: float,
-) -> bool:
-    """Check finished rows, in a twentieth of the `seconds` that they took, keep what was found, and return it."""
+) -> list[Mismatch]:
+    """Check finished rows, in a twentieth of the `seconds` they took; keep what was found, return what is wrong."""
     subject = Subject(plan.model, plan.workload.loss, plan.examples, row_dtype(plan.model))
     budget = CHECK_SHARE * seconds - plan.checked.seconds
     gradients.check = check_rows(subject, routes, gradients, stored, budget)
-    return not gradients.check.mismatches
+    return gradients.check.mismatches
 
 
 def _check_norms(norms: Tensor, plan: GradientPlan) -> None:

@@ -6,38 +6,56 @@ Reference: the equations in the documentation of torch.nn.RNN, torch.nn.GRU and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Step = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor | None]], tuple[Tensor, ...]]
-"""(projected input, state, weights that act on the state) -> next state, whose first tensor is the output."""
+
+@dataclass(frozen=True)
+class StateWeights:
+    """What acts on the state of a cell."""
+
+    weight: Tensor
+    """(gates * H, H or P)."""
+    bias: Tensor | None
+    """(gates * H,); None where the layer has none."""
+    projection: Tensor | None = None
+    """(P, H), of an LSTM that projects its output; else None."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the (B, gates * H) part of the gates that the state adds."""
+        return F.linear(hidden, self.weight, self.bias)
+
+
+Step = Callable[[Tensor, tuple[Tensor, ...], StateWeights], tuple[Tensor, ...]]
+"""(projected input, state, what acts on the state) -> next state, whose first tensor is the output."""
 
 
 def _plain_step(activation: Callable[[Tensor], Tensor]) -> Step:
-    def step(projected: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        return (activation(projected + F.linear(state[0], weights[0], weights[1])),)
+    def step(projected: Tensor, state: tuple[Tensor, ...], weights: StateWeights) -> tuple[Tensor, ...]:
+        return (activation(projected + weights(state[0])),)
 
     return step
 
 
-def _gru_step(projected: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def _gru_step(projected: Tensor, state: tuple[Tensor, ...], weights: StateWeights) -> tuple[Tensor, ...]:
     (hidden,) = state
     reset, update, new = projected.chunk(3, -1)
-    hidden_reset, hidden_update, hidden_new = F.linear(hidden, weights[0], weights[1]).chunk(3, -1)
+    hidden_reset, hidden_update, hidden_new = weights(hidden).chunk(3, -1)
     reset, update = torch.sigmoid(reset + hidden_reset), torch.sigmoid(update + hidden_update)
     new = torch.tanh(new + reset * hidden_new)
     return (new + update * (hidden - new),)
 
 
-def _lstm_step(projected: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def _lstm_step(projected: Tensor, state: tuple[Tensor, ...], weights: StateWeights) -> tuple[Tensor, ...]:
     hidden, cell = state
-    into, forget, new, out = (projected + F.linear(hidden, weights[0], weights[1])).chunk(4, -1)
+    into, forget, new, out = (projected + weights(hidden)).chunk(4, -1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(new)
     hidden = torch.sigmoid(out) * torch.tanh(cell)
-    if len(weights) == 3:
-        hidden = F.linear(hidden, weights[2])
+    if weights.projection is not None:
+        hidden = F.linear(hidden, weights.projection)
     return hidden, cell
 
 
@@ -67,7 +85,7 @@ def _layers(
             state = tuple(values[cell] for values in states)
             steps = []
             for position in range(len(sequence))[:: -1 if direction else 1]:
-                state = step(projected[position], state, (own[1], biases[1], *projection))
+                state = step(projected[position], state, StateWeights(own[1], biases[1], *projection))
                 steps.append(state[0])
             outputs.append(torch.stack(steps[::-1] if direction else steps))
             last.append(state)
@@ -87,7 +105,7 @@ def _run(step: Step) -> Callable:
 def _cell(step: Step) -> Callable:
     def run(inputs, state, w_ih, w_hh, b_ih=None, b_hh=None):
         single = isinstance(state, Tensor)
-        found = step(F.linear(inputs, w_ih, b_ih), (state,) if single else tuple(state), (w_hh, b_hh))
+        found = step(F.linear(inputs, w_ih, b_ih), (state,) if single else tuple(state), StateWeights(w_hh, b_hh))
         return found[0] if single else found
 
     return run

@@ -54,7 +54,8 @@ def check_rows(subject: Subject, routes: Routes, gradients: Gradients, stored: t
     """
     start = time.perf_counter()
     most = max(2, REFERENCE_BYTES // (8 * gradients.num_columns))
-    rows, reference = [], []
+    rows: list[int] = []
+    reference: list[Tensor] = []
     for row in _order(gradients.norms)[:most]:
         if len(rows) >= FEWEST and time.perf_counter() - start > seconds:
             break

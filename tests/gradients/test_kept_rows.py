@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.gradients import kept_rows
-from common.gradients.kept_rows import RecomputedGradients
+from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.gradients.layer_gradients import LayerwiseGradients
 from common.workloads.losses import cross_entropy
 from tests.gradient_cases import FLOAT32, STORED, extract, reference_rows, rows_of, trained
@@ -26,6 +26,11 @@ def test_the_gram_matrix_is_that_of_the_unit_rows(offload, tmp_path, monkeypatch
     torch.testing.assert_close(gram, unit @ unit.T, rtol=0, atol=FLOAT32)
     torch.testing.assert_close(gram, gram.T, rtol=0, atol=1e-15)
     torch.testing.assert_close(gram.diagonal(), torch.ones(67, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_gradients_on_disk_need_a_file():
+    with pytest.raises(ValueError, match="need a file"):
+        StoredGradients(3, 4, "disk", torch.float32, torch.device("cpu"))
 
 
 def test_where_gradients_are_kept_changes_no_bit(tmp_path):

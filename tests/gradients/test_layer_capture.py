@@ -6,7 +6,7 @@ from torch import nn
 
 from common.gradients.layer_capture import LayerCapture, Routes
 from common.gradients.layer_products import write_products
-from common.gradients.layer_shares import matrix_shape
+from common.gradients.layer_shares import Linear, Lookup, matrix_shape
 from common.workloads.records import Examples
 from tests.layer_cases import make_case
 from tests.layer_kinds import BY_VMAP, LAYER_BY_LAYER, LOOKUPS, loss, make_kind
@@ -101,7 +101,7 @@ def test_only_wanted_parameters_are_captured_and_as_without_the_wish():
     assert set(some) == wanted
     for name in wanted:
         for one, other in zip(some[name], every[name], strict=True):
-            assert one.kind == other.kind
+            assert type(one) is type(other)
             assert torch.equal(one.errors, other.errors)
 
 
@@ -114,13 +114,13 @@ def test_a_parameter_that_the_model_does_not_use_is_absent():
 def test_a_parameter_with_two_uses_has_a_capture_of_each_kind():
     model, loss, examples = make_case("tied_weights")
     captures = LayerCapture(model, loss, Routes())(examples)
-    assert {capture.kind for capture in captures["tokens.weight"]} == {"lookup", "linear"}
+    assert {type(capture) for capture in captures["tokens.weight"]} == {Lookup, Linear}
 
 
 def test_a_layer_used_at_every_time_step_has_one_capture_with_as_many_positions():
     model, examples = make_kind("gru_with_state")
     captures = LayerCapture(model, loss, Routes())(examples)
-    assert [(capture.kind, capture.errors.shape) for capture in captures["layer.weight_hh_l0"]] == [
-        ("linear", (6, 5, 9))
+    assert [(type(capture), capture.errors.shape) for capture in captures["layer.weight_hh_l0"]] == [
+        (Linear, (6, 5, 9))
     ]
     assert [capture.errors.shape for capture in captures["layer.bias_hh_l0"]] == [(6, 9, 1)]
