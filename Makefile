@@ -24,10 +24,12 @@ test: $(STAMP)  ## set everything up and run the tests (under 10 minutes on 2 co
 test-all: $(STAMP)  ## the slow checks as well
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)  ## style, and the direction of imports between rooms
+lint: $(STAMP)  ## style, the direction of imports between rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy common bench spectrum_bounds.py hyperparam_selection.py audit_projections.py
+	$(BIN)/mypy -c "$$(cat bench.py)"  # as text, because the package bench has the same name
 
 bench: $(STAMP)  ## time it beside the obvious routes, as ratios in one run
 	$(BIN)/python bench.py
