@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from common.foundations.errors import UserError
 from common.foundations.seeds import isolated_rng
-from common.workloads.records import Examples, Workload
+from common.workloads.records import Examples, Inputs, Workload, map_tensors
 from common.workloads.running import backward_pass, run_model
 
 BATCH = 64
@@ -131,24 +132,25 @@ def _label_out_of_range(workload: Workload, outputs: object, targets: Tensor) ->
 def _id_out_of_range(model: nn.Module, batch: Examples) -> str | None:
     if len(batch) != 1:
         return None
-    for name, tensor, change in _each_input(batch):
-        found = _out_of_range(tensor, lambda changed, change=change: _runs(lambda: run_model(model, change(changed))))
+    for name, tensor in _named_inputs(batch.inputs).items():
+        found = _out_of_range(tensor, partial(_model_accepts, model, batch.inputs, tensor))
         if found:
             return f"{name} hold {found[0]}; the model accepts 0..{found[1]}"
     return None
 
 
-def _each_input(batch: Examples) -> Iterator[tuple[str, Tensor, Callable]]:
-    """Yield each tensor of the inputs: how messages call it, itself, and the inputs with another in its place."""
-    inputs = batch.inputs
+def _model_accepts(model: nn.Module, inputs: Inputs, tensor: Tensor, other: Tensor) -> bool:
+    """Whether the model runs with another tensor in the place of one of its inputs."""
+    return _runs(lambda: run_model(model, map_tensors(lambda each: other if each is tensor else each, inputs)))
+
+
+def _named_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the tensors of the inputs by the names that messages call them."""
     if isinstance(inputs, dict):
-        for name, tensor in inputs.items():
-            yield f"inputs[{name!r}]", tensor, lambda changed, name=name: inputs | {name: changed}
-    elif isinstance(inputs, tuple):
-        for i, tensor in enumerate(inputs):
-            yield f"inputs[{i}]", tensor, lambda changed, i=i: (*inputs[:i], changed, *inputs[i + 1 :])
-    else:
-        yield "inputs", inputs, lambda changed: changed
+        return {f"inputs[{name!r}]": tensor for name, tensor in inputs.items()}
+    if isinstance(inputs, tuple):
+        return {f"inputs[{i}]": tensor for i, tensor in enumerate(inputs)}
+    return {"inputs": inputs}
 
 
 def _out_of_range(tensor: Tensor, works: Callable[[Tensor], bool]) -> tuple[int, int] | None:
