@@ -20,4 +20,7 @@ def choose_device(name: str | None) -> torch.device:
         print("no CUDA device: running on the CPU")
     # TF32 would leave gradients and sketches three digits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # with its number, as tensors there say where they are
+    return torch.device("cuda", torch.cuda.current_device())

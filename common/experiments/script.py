@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.foundations.errors import UserError
+from common.foundations.quiet import only_the_users_warnings
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
@@ -20,7 +21,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGINT, _interrupt_once)
     status = 1
     try:
-        status = _run(main)
+        with only_the_users_warnings():
+            status = _run(main)
         print(end="", flush=True)
     except BrokenPipeError:
         status = status or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -26,19 +27,19 @@ def check_every_sample(workload: Workload, model: nn.Module, device: torch.devic
 
     Args:
         workload: samples and loss.
-        model: in eval mode; it is moved to `device`.
+        model: in eval mode, on the CPU.
         device: where to run. A GPU that has failed an assertion runs nothing any more: the search is made on the CPU.
 
     Raises:
         UserError: the first sample is named whose loss is not finite, or on which model or loss fail, with the label
             or the number in its inputs that is out of range, where that is why.
     """
+    if torch.device(device).type == "cpu":
+        return _check_all(workload, model, device)
     try:
-        _check_all(workload, model.to(device), device)
-    except RuntimeError:
-        if torch.device(device).type == "cpu":
-            raise
-        _check_all(workload, model.cpu(), "cpu")
+        _check_all(workload, copy.deepcopy(model).to(device), device)
+    except (UserError, RuntimeError):
+        _check_all(workload, model, "cpu")
         raise
 
 
