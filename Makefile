@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help run test test-all lint bench
+.PHONY: help run test test-all test-cuda lint bench
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,6 +23,9 @@ test: $(STAMP)  ## set everything up and run the tests (under 10 minutes on 2 co
 
 test-all: $(STAMP)  ## the slow checks as well
 	$(BIN)/python -m pytest
+
+test-cuda: $(STAMP)  ## what needs a GPU: both command lines on it, against the CPU
+	$(BIN)/python -m pytest -m cuda
 
 lint: $(STAMP)  ## style, the direction of imports between rooms, and types
 	$(BIN)/ruff check .

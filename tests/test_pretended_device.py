@@ -1,0 +1,119 @@
+"""Both command lines with --device cuda on a pretended device: no two devices meet, and the numbers are the CPU's."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import hyperparam_selection
+import spectrum_bounds
+from common.experiments import arguments, script
+from tests.pretended_device import CUDA, MixedDevicesError, PretendedTensor, pretended_device
+from tests.tiny import write_tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MAINS = {"spectrum_bounds": spectrum_bounds.main, "hyperparam_selection": hyperparam_selection.main}
+TOY = ["--num_trials", "1", "--min_m", "2", "--max_m", "16", "--num_test_grads", "8"]
+TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "-2", "--ridge_correction"]
+OWN = {"spectrum_bounds": ["--min_d_lambda", "0"], "hyperparam_selection": ["--num_subsets", "3", "--val_ratio", "0.5"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pretended")
+
+
+def run_script(folder: Path, experiment: str, device: str, *options: str) -> dict[str, pd.DataFrame]:
+    """Run a script in this process, and return its tables."""
+    write_tiny(folder)
+    output = folder / device / "_".join(options).replace("-", "")
+    words = [*TOY, *OWN[experiment], *options, "--device", device, "--workload", str(folder / "tiny_workload.py")]
+    words += [f"--{name}_dir={output / name}" for name in ("output", "cache")]
+    words += [f"--benchmark_dir={folder / 'benchmarks'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{experiment}.py", *words])
+        patch.setattr(arguments, "version", lambda name: "of a build with CUDA")
+        with pytest.raises(SystemExit) as stop:
+            script.run_script(MAINS[experiment])
+    assert stop.value.code == 0
+    (results,) = (output / "output" / experiment).iterdir()
+    return {path.name: pd.read_csv(path) for path in results.glob("*.csv")}
+
+
+FAST = {
+    ("spectrum_bounds", "normal", "recompute"),
+    ("spectrum_bounds", "rademacher", "none"),
+    ("spectrum_bounds", "sjlt", "disk"),
+    ("hyperparam_selection", "normal", "cpu"),
+    ("hyperparam_selection", "sjlt", "none"),
+}
+RUNS = [
+    pytest.param(*names, marks=() if names in FAST else pytest.mark.slow)
+    for names in itertools.product(MAINS, ("normal", "rademacher", "sjlt"), ("none", "cpu", "disk", "recompute"))
+]
+
+
+@pytest.mark.parametrize(("experiment", "proj_type", "offload"), RUNS)
+def test_no_two_devices_meet_and_the_numbers_are_those_of_the_cpu(folder, experiment, proj_type, offload):
+    options = ["--proj_type", proj_type, "--offload", offload]
+    expected = run_script(folder, experiment, "cpu", *options)
+    with pretended_device():
+        found = run_script(folder, experiment, "cuda", *options)
+    assert set(found) == set(expected)
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(table, expected[name], rtol=1e-6)
+
+
+def test_operations_that_mix_devices_are_refused():
+    with pretended_device():
+        there, here = torch.randn(3, 4, device=CUDA), torch.randn(3, 4)
+        assert isinstance(there, PretendedTensor)
+        assert there.is_cuda
+        for mix in (
+            lambda: there + here,
+            lambda: there @ here.T,
+            lambda: torch.cat([there, here]),
+            lambda: here[torch.zeros(2, dtype=torch.int64, device=CUDA)],
+            lambda: there.index_select(0, torch.zeros(2, dtype=torch.int64)),
+            lambda: torch.randn(3, device=CUDA, generator=torch.Generator()),
+            lambda: torch.randn(3, generator=torch.Generator(CUDA)),
+            lambda: there.add_(here),
+            lambda: torch.nn.functional.linear(there, torch.randn(2, 4)),
+        ):
+            with pytest.raises(MixedDevicesError):
+                mix()
+        with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+            there.numpy()
+
+
+def test_operations_that_cuda_allows_are_allowed():
+    with pretended_device():
+        there, here = torch.zeros(3, 4, device=CUDA), torch.ones(3, 4)
+        index = torch.tensor([0, 2])
+        assert (there + torch.tensor(2.0)).device == CUDA
+        assert there[index].device == CUDA
+        assert there.cpu().device.type == "cpu"
+        there.copy_(here)
+        there[index] = here.to(CUDA)[index] * 3
+        assert there.tolist() == [[3.0] * 4, [1.0] * 4, [3.0] * 4]
+        assert torch.randn(3, device=CUDA, generator=torch.Generator(CUDA)).device == CUDA
+
+
+def test_a_pretended_device_differentiates_as_the_cpu_does():
+    weight, inputs = torch.randn(2, 4), torch.randn(3, 4)
+
+    def gradients(weight, inputs):
+        weight = weight.clone().requires_grad_()
+        torch.func.vmap(lambda row: (weight @ row).tanh().sum())(inputs).square().sum().backward()
+        return weight.grad
+
+    with pretended_device():
+        found = gradients(weight.to(CUDA), inputs.to(CUDA))
+        assert found.device == CUDA
+        assert torch.equal(found.cpu(), gradients(weight, inputs))
