@@ -31,7 +31,10 @@ def expected_cells(command: str) -> dict[str, str]:
     cells = {"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GB"}
     gaps = config["prediction_gaps"]
     if config["experiment"] == "spectrum_bounds":
-        return cells | {name: f"{gaps[f'eps_95_gap_{name}']:.1%}".replace("%", " %") for name in ("median", "worst")}
+        headers = {"median": "median", "worst": "worst", "noise there": "worst_noise"}
+        shares = {name: f"{gaps[f'eps_95_gap_{key}']:.1%}".replace("%", " %") for name, key in headers.items()}
+        beyond = f"{gaps['eps_95_gap_beyond_noise']} of {gaps['eps_95_gap_cells']}"
+        return cells | shares | {"beyond 3 noises": beyond}
     choice = json.loads((folder / "selection.json").read_text())
     predicted = choice["predicted_choice"]
     return {
