@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +13,18 @@ from torch import Tensor, nn
 
 from common.foundations.errors import UserError
 from common.workloads import training
-from common.workloads.names import PAIR_NAMES
-from common.workloads.records import Examples, GroundTruth, TrainingRecipe, Workload
+from common.workloads.field_checks import (
+    check_fields,
+    check_ground_truth_given,
+    check_samples,
+    kind_text,
+    shape_text,
+    type_name,
+)
+from common.workloads.records import Examples, Workload
 from common.workloads.running import complete, reaches, run_model
 from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
-OPTIMIZERS = ("sgd", "adam")
 SEARCH_BATCH = 64
 """Samples in a batch where all are searched for one that uses a parameter."""
 BATCH = 2
@@ -30,9 +33,9 @@ BATCH = 2
 
 def check_workload(returned: object, path: Path) -> Workload:
     """Return what `make_workload()` of the file `path` returned; raise UserError that names the first mistake in it."""
-    workload = _check_fields(returned)
-    _check_samples(workload)
-    _check_ground_truth(workload)
+    workload = check_fields(returned)
+    check_samples(workload)
+    check_ground_truth_given(workload)
     model = _make_model(workload, path)
     for part in ("train", "test"):
         few = getattr(workload, part).subset(slice(BATCH))
@@ -65,7 +68,7 @@ def check_training(workload: Workload, path: Path) -> None:
         with one_line(f"{what} in training mode on a batch of {batch}{leftover}", path):
             objective = workload.objective(run_model(model, few.inputs), few.targets)
         if not isinstance(objective, Tensor) or objective.ndim != 0:
-            found = f"shape {_shape(objective)}" if isinstance(objective, Tensor) else _type(objective)
+            found = f"shape {shape_text(objective)}" if isinstance(objective, Tensor) else type_name(objective)
             raise UserError(f"{what} must be a scalar, a tensor of shape (); got {found}")
         if not objective.requires_grad or not objective.isfinite():
             raise UserError(f"{what} must be finite and have a gradient, got {objective}")
@@ -88,132 +91,11 @@ def one_line(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"{what} fails{where}: {type(error).__name__}: {message}".removesuffix(": ")) from error
 
 
-def _check_fields(workload: object) -> Workload:
-    if not isinstance(workload, Workload):
-        raise UserError(f"make_workload() returns {_type(workload)}; it must return a common.records.Workload")
-    if not isinstance(workload.name, str) or not NAME.fullmatch(workload.name):
-        raise UserError(
-            f"name {workload.name!r} must be up to 80 letters, digits, '_', '-' and '.', a letter or digit first: "
-            "it names folders"
-        )
-    if workload.name in {f"{dataset}_{model}" for dataset, model in PAIR_NAMES}:
-        raise UserError(f"name {workload.name!r} is that of a built-in pair; choose another")
-    for name, optional in (("make_model", False), ("loss", False), ("training_loss", True), ("correct", True)):
-        value = getattr(workload, name)
-        if not callable(value) and not (optional and value is None):
-            raise UserError(f"{name} must be a function, got {_type(value)}")
-    if type(workload.target_sign) is not int or workload.target_sign not in (1, -1):
-        raise UserError(f"target_sign must be 1 or -1, got {workload.target_sign!r}")
-    if workload.recipe is not None:
-        _check_recipe(workload.recipe)
-    return workload
-
-
-def _check_recipe(recipe: object) -> None:
-    if not isinstance(recipe, TrainingRecipe):
-        raise UserError(f"recipe must be a common.records.TrainingRecipe, or None for a trained model: {_type(recipe)}")
-    for name in ("epochs", "batch_size"):
-        value = getattr(recipe, name)
-        if type(value) is not int or value < 1:
-            raise UserError(f"recipe: {name} must be an integer >= 1, got {value!r}")
-    for name, fits, allowed in (
-        ("learning_rate", lambda value: 0 < value < math.inf, "a number > 0"),
-        ("momentum", lambda value: 0 <= value < 1, "a number >= 0 and < 1"),
-    ):
-        value = getattr(recipe, name)
-        if not isinstance(value, int | float) or not fits(value):
-            raise UserError(f"recipe: {name} must be {allowed}, got {value!r}")
-    if recipe.optimizer not in OPTIMIZERS:
-        raise UserError(f"recipe: optimizer must be one of {', '.join(OPTIMIZERS)}, got {recipe.optimizer!r}")
-
-
-def _check_samples(workload: Workload) -> None:
-    train, test = (_check_part(part, getattr(workload, part)) for part in ("train", "test"))
-    if list(train) != list(test):
-        raise UserError(f"inputs differ in kind: {', '.join(train)} for train, {', '.join(test)} for test")
-    for name in train:
-        if (train[name].shape[1:], train[name].dtype) != (test[name].shape[1:], test[name].dtype):
-            raise UserError(
-                f"{name} differ in kind: {_kind(train[name])} for train, {_kind(test[name])} for test; "
-                "only their number N may"
-            )
-
-
-def _check_part(part: str, examples: object) -> dict[str, Tensor]:
-    """Return inputs and targets by the names that messages call them."""
-    if not isinstance(examples, Examples):
-        raise UserError(f"{part} must be common.records.Examples, got {_type(examples)}")
-    tensors = {name: _check_tensor(f"{part}.{name}", value) for name, value in _named_values(examples).items()}
-    for name, tensor in tensors.items():
-        if len(tensor) != len(examples):
-            raise UserError(f"{part} has {len(tensor)} {name} but {len(examples)} targets")
-    if not len(examples):
-        raise UserError(f"{part} is empty; it must hold at least one sample")
-    return tensors
-
-
-def _named_values(examples: Examples) -> dict[str, object]:
-    """Return inputs and targets by name, whatever they are."""
-    inputs: object = examples.inputs
-    if isinstance(inputs, dict):
-        if not inputs or not all(isinstance(name, str) for name in inputs):
-            raise UserError("inputs must be a tensor, or a dict or tuple of tensors, the model's arguments")
-        named = {f"inputs[{name!r}]": value for name, value in inputs.items()}
-    elif isinstance(inputs, tuple):
-        if not inputs:
-            raise UserError("inputs must be a tensor, or a dict or tuple of tensors, the model's arguments")
-        named = {f"inputs[{i}]": value for i, value in enumerate(inputs)}
-    else:
-        named = {"inputs": inputs}
-    return {**named, "targets": examples.targets}
-
-
-def _check_tensor(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise UserError(f"{name} must be a torch.Tensor, got {_type(value)}")
-    if value.ndim == 0:
-        raise UserError(f"{name} must have one row a sample, got a single number")
-    if value.device.type != "cpu":
-        raise UserError(f"{name} must be on the CPU, got {value.device}; --device says where it is used")
-    if value.layout != torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
-        raise UserError(f"{name} is a {kind} tensor; it must be dense, as .to_dense() makes it")
-    return value
-
-
-def _check_ground_truth(workload: Workload) -> None:
-    truth = workload.ground_truth
-    if truth is None:
-        return
-    if not isinstance(truth, GroundTruth):
-        raise UserError(f"ground_truth must be a common.records.GroundTruth or None, got {_type(truth)}")
-    indices, losses = truth.subset_indices, truth.losses
-    for name, value in (("subset_indices", indices), ("losses", losses)):
-        _check_tensor(f"ground_truth.{name}", value)
-        if value.ndim != 2:
-            raise UserError(f"ground_truth.{name} must have shape (subset models, ...), got {_shape(value)}")
-    n, num_test = len(workload.train), len(workload.test)
-    if indices.dtype != torch.int64 or indices.shape[1] == 0:
-        raise UserError(f"ground_truth.subset_indices must be (S, h) int64 with h >= 1, got {_kind(indices, first='')}")
-    if tuple(losses.shape) != (len(indices), num_test):
-        raise UserError(
-            f"ground_truth.losses must have shape ({len(indices)}, {num_test}), one row a subset, one column a test "
-            f"sample; got {_shape(losses)}"
-        )
-    wrong = indices[(indices < 0) | (indices >= n)]
-    if len(wrong):
-        raise UserError(f"ground_truth.subset_indices must be in 0..{n - 1}, one of them is {wrong[0].item()}")
-    if (indices.sort(dim=1).values.diff(dim=1) == 0).any():
-        raise UserError("ground_truth.subset_indices has a row with a repeated sample; each may occur once a subset")
-    if not losses.is_floating_point() or not losses.isfinite().all():
-        raise UserError("ground_truth.losses must be finite floating-point numbers")
-
-
 def _make_model(workload: Workload, path: Path) -> nn.Module:
     with one_line("make_model()", path):
         model = workload.make_model()
     if not isinstance(model, nn.Module):
-        raise UserError(f"make_model() returns {_type(model)}; it must return a torch.nn.Module")
+        raise UserError(f"make_model() returns {type_name(model)}; it must return a torch.nn.Module")
     with one_line("the model's first forward pass", path):
         complete(model, workload.train.subset(slice(BATCH)).inputs)
     parameters = dict(model.named_parameters())
@@ -239,12 +121,11 @@ def _outputs_and_losses(workload: Workload, model: nn.Module, few: Examples, pat
     with one_line(f"loss on a batch of {size}", path):
         losses = workload.loss(outputs, few.targets)
     if not isinstance(losses, Tensor):
-        raise UserError(f"loss returns {_type(losses)}; it must return a tensor with one loss a sample")
+        raise UserError(f"loss returns {type_name(losses)}; it must return a tensor with one loss a sample")
     if tuple(losses.shape) != (size,):
         hint = "; a mean or sum over the batch? use reduction='none'" if losses.ndim == 0 else ""
-        raise UserError(
-            f"loss returns shape {_shape(losses)} for a batch of {size}; it must be ({size},), one loss a sample{hint}"
-        )
+        found = f"loss returns shape {shape_text(losses)} for a batch of {size}"
+        raise UserError(f"{found}; it must be ({size},), one loss a sample{hint}")
     if not losses.is_floating_point():
         raise UserError(f"loss returns {losses.dtype}; it must be floating point")
     return outputs, losses
@@ -281,7 +162,7 @@ def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Pa
     with one_line(f"correct on a batch of {len(few)}", path):
         correct = workload.correct(outputs, few.targets)
     if not isinstance(correct, Tensor) or (tuple(correct.shape), correct.dtype) != ((len(few),), torch.bool):
-        found = _kind(correct, first="") if isinstance(correct, Tensor) else _type(correct)
+        found = kind_text(correct, first="") if isinstance(correct, Tensor) else type_name(correct)
         raise UserError(f"correct must return ({len(few)},) torch.bool for a batch of {len(few)}, got {found}")
 
 
@@ -313,16 +194,3 @@ def _same(losses: Tensor, others: Tensor) -> bool:
     """Whether losses agree up to rounding: batches of other sizes are multiplied out in another order."""
     scale = losses.abs().max().item()
     return torch.allclose(losses, others, rtol=1e-4, atol=1e-4 * scale + 1e-6)
-
-
-def _type(value: object) -> str:
-    return "None" if value is None else type(value).__name__
-
-
-def _shape(value: Tensor) -> str:
-    return str(tuple(value.shape))
-
-
-def _kind(value: Tensor, first: str = "N") -> str:
-    sizes = [first, *map(str, value.shape[1:])] if first else [*map(str, value.shape)]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''}) {str(value.dtype).removeprefix('torch.')}"
