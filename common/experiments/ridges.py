@@ -60,13 +60,14 @@ def fitting(grid: Grid, spectrum: ExactSpectrum, smallest: float = NOTHING) -> s
     mean, trace = mean_eigenvalue(spectrum), spectrum.eigenvalues.sum().item()
     rank = int((spectrum.eigenvalues > 0).sum())
     unit = mean if grid.lambda_scale == "relative" else 1.0
+    limit = min(NOTHING, rank / 2) if smallest <= NOTHING else smallest
     first = math.ceil(math.log10(resolved_ridge(trace) / unit))
     exponents = range(first, math.ceil(math.log10(max(trace, mean) / unit)) + 1)
     ridges = torch.tensor([10.0**e * unit for e in exponents], dtype=torch.float64)
     dimensions = effective_dimension(spectrum, ridges).tolist()
-    reached = [e for e, d in zip(exponents, dimensions, strict=True) if d >= min(smallest, 0.9 * rank)]
-    if smallest > rank or not reached:
-        return f"no λ has a d_λ above {dimensions[0]:.3g}"
+    reached = [e for e, d in zip(exponents, dimensions, strict=True) if d >= limit]
+    if not reached:
+        return f"no λ has a d_λ above {dimensions[0]:.3g}: choose a smaller one"
     full = [e for e, d in zip(exponents, dimensions, strict=True) if d > EVERYTHING * rank]
     low = min(max(full, default=first), reached[-1])
     also = "" if grid.lambda_scale == "relative" else ", or --lambda_scale relative"

@@ -99,7 +99,9 @@ def test_exponents_of_a_relative_grid_are_relative():
 
 
 def test_where_no_ridge_has_the_dimension_asked_for_that_is_said():
-    assert fitting(GRID, spectrum_at(1.0), smallest=41.0) == "no λ has a d_λ above 40"
+    assert fitting(GRID, spectrum_at(1.0), smallest=41.0) == "no λ has a d_λ above 40: choose a smaller one"
+    few = ExactSpectrum(torch.ones(5, dtype=torch.float64))  # d_λ of any λ > 0 is below 5
+    assert fitting(GRID, few, smallest=5.0) == "no λ has a d_λ above 5: choose a smaller one"
     assert named_exponents(fitting(GRID, spectrum_at(1.0), smallest=30.0))[1] <= -4
 
 
