@@ -133,6 +133,8 @@ def test_every_command_can_be_typed_as_it_stands(page, parsers):
     for words in commands(read(page)):
         if words[0] == "make":
             assert set(words[1:]) <= set(targets), words
+        elif words[:2] == ["python", "-m"] and words[2].startswith("examples."):
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists(), words
         elif words[:3] == ["python", "-m", "pytest"]:
             assert all((ROOT / word).exists() for word in words[3:] if word.endswith(".py")), words
         else:
