@@ -71,6 +71,12 @@ def test_every_documented_command_runs_where_its_files_are(words, tmp_path):
     (tmp_path / "lds").mkdir()
     torch.save(torch.arange(20).reshape(5, 4) % 11, tmp_path / "lds" / "indices_lds.pt")
     torch.save(matrix(5, 11), tmp_path / "lds" / "target_values_lds.pt")
+    stores = tmp_path / "stores" / "perceptron"
+    stores.mkdir(parents=True)
+    save_npy(stores / "normal_1024.npy", matrix(40, 24))
+    save_npy(stores / "normal_1024_queries.npy", matrix(11, 24, seed=1))
+    np.save(stores / "subsets.npy", torch.arange(20).reshape(5, 4).numpy())
+    np.save(stores / "losses.npy", matrix(5, 11).numpy())
     done = run(*words, "--output_dir", tmp_path / "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "out").rglob("config.json"))
