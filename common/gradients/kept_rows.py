@@ -8,14 +8,13 @@ the longest.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_gradients import LayerwiseGradients
 
@@ -103,7 +102,7 @@ class StoredGradients:
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
         gram = torch.zeros(self.num_rows, self.num_rows, dtype=torch.float64, device=self.device)
-        blocks = tqdm(self.unit_blocks(), "Gram matrix", unit="block", file=sys.stderr, disable=None, leave=False)
+        blocks = with_progress("Gram matrix", self.unit_blocks(), "block")
         for _, block in blocks:
             add_gram(gram, block)
         mirror_lower_triangle(gram)

@@ -5,15 +5,14 @@ Columns follow `model.named_parameters()`, each parameter flattened row by row (
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.foundations.errors import UserError
+from common.foundations.progress import progress_bar
 from common.gradients.kept_rows import Gradients, RecomputedGradients, StoredGradients
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
@@ -172,9 +171,7 @@ def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
         start = time.perf_counter()
         compute = RowGradients(plan.model, plan.workload.loss, routes)
         size = max(1, min(plan.batch_size, BATCH_BYTES // (4 * plan.num_columns)))
-        with tqdm(
-            total=plan.num_rows, desc="gradients", unit="sample", file=sys.stderr, disable=None, leave=False
-        ) as bar:
+        with progress_bar("gradients", plan.num_rows, "sample") as bar:
             for first in range(0, plan.num_rows, size):
                 batch = plan.examples.subset(slice(first, first + size)).to(plan.device)
                 gradients.write(first, compute(batch))

@@ -7,13 +7,12 @@ the installed music21 at run time; its corpus/license.txt says on what terms it 
 from __future__ import annotations
 
 import io
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from common.foundations.progress import with_progress
 from common.workloads.datasets.midi_events import encode, to_examples, windows
 from common.workloads.records import Dataset
 
@@ -38,7 +37,7 @@ def load(data_dir: Path | None = None, num_pieces: int = NUM_PIECES) -> Dataset:
         inputs (N, 256) int64; targets (N, 256) int64, each the token after the input at its place.
     """
     names = piece_names()[:num_pieces]
-    bar = tqdm(names, desc="chorales: reading scores", leave=False, file=sys.stderr, disable=None)
+    bar = with_progress("chorales: reading scores", names, "piece")
     # Music that is under two names counts once; it could otherwise be in both parts.
     pieces = list(dict.fromkeys(tuple(encode(to_midi(name), name)) for name in bar))
     rows = [windows(piece) for piece in pieces]

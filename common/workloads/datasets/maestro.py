@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.foundations.errors import UserError
+from common.foundations.progress import with_progress
 from common.workloads.datasets.download import Archive, fetch
 from common.workloads.datasets.midi_events import encode, to_examples, windows
 from common.workloads.records import Dataset
@@ -61,7 +60,7 @@ def _encode_archive(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             pieces = _pieces(archive, path)
-            bar = tqdm(pieces, desc="maestro: encoding pieces", leave=False, file=sys.stderr, disable=None)
+            bar = with_progress("maestro: encoding pieces", pieces, "piece")
             rows: dict[str, list[np.ndarray]] = {"train": [], "test": []}
             for split, name in bar:
                 rows[split].append(windows(encode(archive.read(f"{_FOLDER}/{name}"), f"{path}: {name}")))
