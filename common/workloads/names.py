@@ -9,6 +9,8 @@ from common.foundations.errors import UserError
 PAIR_NAMES = (
     ("mnist", "lr"),
     ("mnist", "mlp"),
+    ("mnist60k", "lr"),
+    ("mnist60k", "mlp"),
     ("cifar2", "resnet9"),
     ("photos2", "resnet9"),
     ("maestro", "musictransformer"),

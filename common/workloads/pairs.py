@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.foundations.errors import UserError
 from common.workloads import models
-from common.workloads.datasets import chorales, cifar2, maestro, mnist, photos2
+from common.workloads.datasets import chorales, cifar2, maestro, mnist, mnist60k, photos2
 from common.workloads.losses import all_token_loss, argmax_correct, cross_entropy, last_token_correct, last_token_loss
 from common.workloads.names import check_pair
 from common.workloads.records import Dataset, TrainingRecipe, Workload
@@ -16,6 +16,7 @@ from common.workloads.records import Dataset, TrainingRecipe, Workload
 # these come with packages, and may be without a data folder
 EMBEDDED: dict[str, Callable[[Path | None], Dataset]] = {
     "mnist": mnist.load,
+    "mnist60k": mnist60k.load,
     "photos2": photos2.load,
     "chorales": chorales.load,
 }
@@ -47,6 +48,10 @@ PAIRS: dict[tuple[str, str], partial[Workload]] = {
     ("mnist", "lr"): partial(IMAGES, make_model=models.make_lr, recipe=TrainingRecipe(epochs=20, learning_rate=0.01)),
     ("mnist", "mlp"): partial(
         IMAGES, make_model=models.make_mlp, recipe=TrainingRecipe(epochs=50, learning_rate=0.01, momentum=0.9)
+    ),
+    ("mnist60k", "lr"): partial(IMAGES, make_model=models.make_lr, recipe=TrainingRecipe(epochs=5, learning_rate=0.01)),
+    ("mnist60k", "mlp"): partial(
+        IMAGES, make_model=models.make_mlp, recipe=TrainingRecipe(epochs=10, learning_rate=0.01, momentum=0.9)
     ),
     ("cifar2", "resnet9"): RESNET9,
     ("photos2", "resnet9"): RESNET9,

