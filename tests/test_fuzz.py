@@ -46,6 +46,8 @@ OPTIONS = {
     "--max_m": mostly(texts(1, 7, 16, 39, 40, 64, 10**9, 2**40)),
     "--lambda_exp_min": mostly(st.integers(-301, 301).map(str)),
     "--lambda_exp_max": mostly(st.integers(-301, 301).map(str)),
+    "--m_steps": mostly(texts(0, 2, 3)),
+    "--lambda_steps": mostly(texts(0, 2, 4)),
     "--num_test_grads": mostly(texts(1, 2, 15, 10**6)),
     "--num_train": mostly(texts(1, 2, 3, 20, 24, 25, 10**6)),
     "--epochs": mostly(texts(1, 2)),

@@ -57,6 +57,11 @@ def ridge_exponent(text: str) -> int:
     return _parse(text, int, lambda value: abs(value) <= 300, "an integer between -300 and 300")
 
 
+def grid_steps(text: str) -> int:
+    """Parse the number of points of a grid: 0 for the usual one, else 2 to 1000."""
+    return _parse(text, int, lambda value: value == 0 or 2 <= value <= 1000, "0, or an integer from 2 to 1000")
+
+
 def non_negative_float(text: str) -> float:
     """Parse a finite number >= 0."""
     return _parse(text, float, lambda value: 0 <= value < float("inf"), "a number >= 0")
@@ -117,8 +122,10 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
     add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
     add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
+    add("--m_steps", type=grid_steps, default=0, help="log-spaced m from smallest to largest; 0: powers of two")
     add("--lambda_exp_min", type=ridge_exponent, default=-8, help="smallest ridge is 10 to this power")
     add("--lambda_exp_max", type=ridge_exponent, default=2, help="largest ridge is 10 to this power")
+    add("--lambda_steps", type=grid_steps, default=0, help="log-spaced ridges between these two; 0: powers of ten")
     add(
         "--lambda_scale",
         choices=("absolute", "relative"),
@@ -166,6 +173,11 @@ def check_shared_options(args: argparse.Namespace) -> None:
     may_recompute = args.offload == "recompute" or (args.offload is None and _sketches(args).of_coordinates)
     if args.grad_dtype != "float32" and may_recompute:
         raise UserError(f"--grad_dtype {args.grad_dtype} needs stored gradients: --offload none, cpu or disk")
+    if args.proj_type == "sjlt" and args.m_steps:
+        raise UserError(
+            f"--m_steps {args.m_steps}: an sjlt of size m is a folded larger one, so its m are powers of two; "
+            "normal and rademacher can have any m"
+        )
     if args.proj_type == "sjlt" and args.min_m < args.sjlt_sparsity:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} needs --min_m of at least that, got {args.min_m}")
     if args.proj_type != "sjlt" and args.sjlt_sparsity != 1:
@@ -186,6 +198,8 @@ def shared_options(args: argparse.Namespace, query_kind: str) -> SharedOptions:
             args.lambda_exp_max,
             args.lambda_scale,
             args.ridge_correction,
+            args.m_steps,
+            args.lambda_steps,
         ),
         predict_only=args.predict_only,
         fresh=args.fresh,

@@ -93,7 +93,7 @@ def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFram
     )
     if "eps_95" in table:
         reached = table[table["eps_95"] <= target_eps].groupby("lambda")["m"].min()
-        lines.insert(2, "m (measured, power of 2)", lines["lambda"].map(reached).astype("Int64"))
+        lines.insert(2, "m (measured, of the grid)", lines["lambda"].map(reached).astype("Int64"))
     print(lines.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     if line := error_sweep.describe_gaps(run.config.get("prediction_gaps", {})):
         print(line)

@@ -48,7 +48,7 @@ def draw_hyperparam_selection(
 
 def _draw_over_ridge(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame, group: str) -> None:
     sketched, exact = _split(table)
-    grid = sorted(set(sketched["m"]) & {2**j for j in range(40)})
+    grid = sorted(set(sketched["m"]))
     chosen = [grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(MAX_CURVES, len(grid)))]
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
     for m, colour, marker in zip(chosen, colours, MARKERS, strict=False):

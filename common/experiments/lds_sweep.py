@@ -174,11 +174,12 @@ def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
 
 
 def fine_dimensions(ms: Sequence[int], only_powers_of_two: bool) -> list[int]:
-    """Return the projection dimensions of the predicted map: two an octave, or powers of two alone."""
+    """Return the projection dimensions of the predicted map: those given and two an octave, or those given alone."""
     if only_powers_of_two:
         return list(ms)
     steps = round(math.log2(ms[-1] / ms[0]) * MS_PER_OCTAVE)
-    return sorted({round(ms[0] * 2 ** (i / MS_PER_OCTAVE)) for i in range(steps + 1)})
+    between = {round(ms[0] * 2 ** (i / MS_PER_OCTAVE)) for i in range(steps + 1)}
+    return sorted({*ms, *(m for m in between if m <= ms[-1])})
 
 
 def cheapest(predicted: pd.DataFrame, exact: pd.DataFrame) -> dict | None:

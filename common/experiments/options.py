@@ -6,6 +6,7 @@ Nothing here needs torch or pandas: options are read and refused before those ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from common.foundations.errors import UserError
@@ -100,25 +101,57 @@ class Grid:
     """`absolute`: λ is in units of F; `relative`: in units of the mean eigenvalue tr F/rank."""
     ridge_correction: bool
     """Whether every cell is also solved with λ(1 − d_λ/m)."""
+    m_steps: int = 0
+    """Number of m, equally spaced in log m and rounded; 0: powers of two."""
+    lambda_steps: int = 0
+    """Number of λ, equally spaced in log λ; 0: powers of ten."""
 
     def ridges(self, mean_eigenvalue: float) -> list[float]:
-        """Return λ = 10^e, times tr F/rank where λ is relative, for every integer e of the range, ascending."""
+        """Return λ = 10^e, times tr F/rank where λ is relative, for every exponent e of the range, ascending."""
         unit = mean_eigenvalue if self.lambda_scale == "relative" else 1.0
-        return [float(f"1e{e}") * unit for e in range(self.lambda_exp_min, self.lambda_exp_max + 1)]
+        span = self.lambda_exp_max - self.lambda_exp_min
+        last = (self.lambda_steps or span + 1) - 1
+        exponents = {self.lambda_exp_min + (Fraction(span * i, last) if last else 0) for i in range(last + 1)}
+        return [_power_of_ten(Fraction(e)) * unit for e in sorted(exponents)]
 
     def dimensions(self, num_parameters: int) -> tuple[list[int], list[int]]:
-        """Return the powers of two from min_m to max_m: those below d, and those left out because m >= d.
+        """Return the m of the grid from min_m to max_m: those below d, and those left out because m >= d.
 
         Raises:
             UserError: none is left.
         """
-        max_m = self.max_m if self.max_m is not None else min(LARGEST_DEFAULT_M, num_parameters - 1)
-        powers = [2**j for j in range(max_m.bit_length()) if self.min_m <= 2**j <= max_m]
-        used = [m for m in powers if m < num_parameters]
+        max_m = self.max_m if self.max_m is not None else largest_power_of_two(num_parameters - 1)
+        if self.m_steps:
+            grid, kind = log_spaced(self.min_m, max_m, self.m_steps), "m"
+        else:
+            grid = [2**j for j in range(max_m.bit_length()) if self.min_m <= 2**j <= max_m]
+            kind = "power of two"
+        used = [m for m in grid if m < num_parameters]
         if not used:
             limit = f"--min_m {self.min_m} .. --max_m {max_m}"
-            raise UserError(f"{limit} holds no power of two below the {num_parameters} parameters of the model")
-        return used, [m for m in powers if m >= num_parameters]
+            raise UserError(f"{limit} holds no {kind} below the {num_parameters} parameters of the model")
+        return used, [m for m in grid if m >= num_parameters]
+
+
+def log_spaced(smallest: int, largest: int, steps: int) -> list[int]:
+    """Return integers from `smallest` to `largest`, equally spaced in their logarithm but for rounding, ascending.
+
+    Fewer than `steps` where neighbours round to the same; none where `smallest` exceeds `largest`.
+    """
+    if smallest > largest:
+        return []
+    ratio = largest / smallest
+    return sorted({round(smallest * ratio ** (i / (steps - 1))) for i in range(steps)})
+
+
+def largest_power_of_two(limit: int) -> int:
+    """Return the largest power of two up to `limit`, at most the default largest m; 0 where there is none."""
+    return 1 << (min(LARGEST_DEFAULT_M, limit).bit_length() - 1) if limit > 0 else 0
+
+
+def _power_of_ten(exponent: Fraction) -> float:
+    # correctly rounded where the exponent is an integer, which ** does not promise
+    return float(f"1e{exponent}") if exponent.denominator == 1 else 10.0 ** float(exponent)
 
 
 @dataclass(frozen=True)

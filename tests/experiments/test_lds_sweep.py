@@ -231,6 +231,7 @@ def test_fine_dimensions_are_two_an_octave_from_end_to_end_or_the_powers_of_two_
     assert lds_sweep.fine_dimensions([1, 2, 4], only_powers_of_two=False) == [1, 2, 3, 4]
     assert lds_sweep.fine_dimensions([32, 64, 128], only_powers_of_two=True) == [32, 64, 128]
     assert lds_sweep.fine_dimensions([64], only_powers_of_two=False) == [64]
+    assert lds_sweep.fine_dimensions([32, 80, 200], only_powers_of_two=False) == [32, 45, 64, 80, 91, 128, 181, 200]
 
 
 def predicted_map(values):
