@@ -62,7 +62,7 @@ def load_trained_model(
     Without a recipe the model that `make_model` returns is the checkpoint, and nothing is stored.
 
     Raises:
-        UserError: training diverges, or `benchmark_dir` cannot be written.
+        UserError: a training sample has no finite gradient, training diverges, or `benchmark_dir` cannot be written.
     """
     if workload.recipe is None:
         return _evaluate(workload, training.fresh_model(workload, SEED), device)
@@ -76,11 +76,11 @@ def load_trained_model(
             if storage.mismatch(manifest, made_by) is not None:
                 storage.unseal(manifest)
                 everything = torch.arange(len(workload.train))
+                training.require_finite_gradients(workload, everything, SEED, device)
                 model = training.train_model(workload, everything, SEED, device, progress=progress)
                 tensor_files.write_tensors(path, {name: value.cpu() for name, value in model.state_dict().items()})
                 storage.seal(manifest, made_by, [path], notes={"trained_on": str(device)})
-    model = training.fresh_model(workload, SEED)
-    state = tensor_files.read_tensors(path)
+    model, state = training.fresh_model(workload, SEED), tensor_files.read_tensors(path)
     with tensor_files.naming_unreadable(path):
         model.load_state_dict(state)
     return _evaluate(workload, model, device)

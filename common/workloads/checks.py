@@ -115,8 +115,12 @@ def _make_model(workload: Workload, path: Path) -> nn.Module:
 
 
 def _outputs_and_losses(workload: Workload, model: nn.Module, few: Examples, path: Path) -> tuple[object, Tensor]:
-    size = len(few)
-    with one_line(f"the model's forward pass on a batch of {size}", path):
+    size, arguments = len(few), ""
+    if isinstance(few.inputs, dict):
+        arguments = f" (arguments {', '.join(few.inputs)})"
+    elif isinstance(few.inputs, tuple):
+        arguments = f" ({len(few.inputs)} arguments)"
+    with one_line(f"the model's forward pass on a batch of {size}{arguments}", path):
         outputs = run_model(model, few.inputs)
     with one_line(f"loss on a batch of {size}", path):
         losses = workload.loss(outputs, few.targets)

@@ -55,24 +55,30 @@ def name_failing_sample(workload: Workload, model: nn.Module, part: str, rows: r
 
 
 def sample_without_gradient(workload: Workload, model: nn.Module, indices: Tensor) -> str | None:
-    """Return `training sample 57 ...` for the first sample whose gradient of the objective is not finite; None: none.
+    """Return `the gradient of training sample 57 ...` for the first one that is not finite; None: none, taken alone.
+
+    One pass with gradients over the samples, in batches of training's size and in training mode; single samples, which
+    batch norm refuses there, in eval mode.
 
     Args:
-        workload: samples and objective.
-        model: as training starts from it, on the CPU.
-        indices: (h,) int64 training samples.
+        workload: samples, objective and recipe.
+        model: as training starts from it, on any device; its mode and its buffers may change.
+        indices: (h,) int64 training samples, on the CPU.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    device = next(model.parameters()).device
 
     def not_finite(rows: Tensor) -> list[str]:
-        few = workload.train.subset(rows)
+        few = workload.train.subset(rows).to(device)
         found = backward_pass(workload.objective(run_model(model, few.inputs), few.targets), [*parameters.values()])
         return [name for name, g in zip(parameters, found, strict=True) if g is not None and not _all_finite(g)]
 
-    with isolated_rng(), torch.enable_grad():
-        for batch in indices.split(BATCH):
+    with isolated_rng(device), torch.enable_grad():
+        for batch in indices.split(workload.required_recipe().batch_size):
+            model.train()
             if not not_finite(batch):
                 continue
+            model.eval()
             for row in batch.tolist():
                 if names := not_finite(torch.tensor([row])):
                     return f"the gradient of training sample {row} is not finite in {names[0]}"

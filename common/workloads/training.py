@@ -30,6 +30,20 @@ def fresh_model(workload: Workload, seed: int) -> nn.Module:
         return complete(workload.make_model(), workload.train.subset(slice(2)).inputs).train()
 
 
+def require_finite_gradients(workload: Workload, indices: Tensor, seed: int, device: torch.device | str) -> None:
+    """Raise UserError that names a training sample whose gradient is not finite where training with `seed` starts.
+
+    Args:
+        workload: model, data, objective and recipe.
+        indices: (h,) int64, the training samples used.
+        seed: decides the initial weights.
+        device: where to compute.
+    """
+    sample = sample_without_gradient(workload, fresh_model(workload, seed).to(device), indices)
+    if sample is not None:
+        raise UserError(f"{sample} at the weights that training of {workload.name} starts from; it must be finite")
+
+
 def train_model(
     workload: Workload, indices: Tensor, seed: int, device: torch.device | str, *, progress: bool = True
 ) -> nn.Module:
@@ -231,9 +245,7 @@ def _check_finite(workload: Workload, state: dict[str, Tensor], epochs: int, see
     bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if not bad:
         return
-    sample = sample_without_gradient(workload, fresh_model(workload, seed), indices)
-    if sample is not None:
-        raise UserError(f"{sample} at the weights that training of {workload.name} starts from; it must be finite")
+    require_finite_gradients(workload, indices, seed, "cpu")
     raise UserError(
         f"training of {workload.name} diverged: {bad[0]} is not finite after {epochs} epochs; "
         f"the recipe's learning rate is {workload.required_recipe().learning_rate}, try a smaller one"

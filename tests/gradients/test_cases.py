@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import spectrum_bounds
+from common.experiments import script
 from common.foundations.errors import UserError
+from common.gradients.checks import check_gradients
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME
 from common.gradients.planning import compute_gradients, plan_gradients
+from common.workloads.benchmark import SEED, load_trained_model
 from common.workloads.checks import check_workload
+from common.workloads.samples import check_every_sample
 from common.workloads.training import fresh_model
 from tests import gradients
 from tests.gradient_cases import CPU
@@ -20,20 +28,43 @@ from tests.reference_gradients import one_by_one_gradients
 
 FLOAT32 = 2e-6
 REFUSED = {
-    "complex_fno": "parameter w is complex (complex64)",
-    "sparse_inputs": "train.inputs is a sparse_coo tensor; it must be dense",
+    "complex_fno": "parameter w is complex (complex64); influence is computed for real parameters: train "
+    "torch.view_as_real of it, or freeze it with requires_grad_(False)",
+    "sparse_inputs": "train.inputs is a sparse_coo tensor; it must be dense, as .to_dense() makes it",
+    "bad_train_recipe": "the loss of training sample 57 is nan; it must be finite",
+    "bad_test_recipe": "the loss of test sample 17 is nan; it must be finite",
+    "bad_gradient_recipe": "the gradient of training sample 57 is not finite in centre at the weights that training of "
+    "badgrad starts from; it must be finite",
+    "late_label_out_of_range": "training sample 57: label 3; the loss accepts 0..2",
 }
 SLOW = {"ckpt_reentrant", "moe_mixed", "moe_ordered", "straight_through", "jit_script", "unpad"}
 """Which torch.func.vmap cannot run: checkpoints and functions with a backward of their own, boolean masks, scripts."""
+CASES = Path(cases.__path__[0])
 NAMES = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
 
 
+def make(name):
+    with torch.random.fork_rng():
+        return importlib.import_module(f"{gradients.__name__}.cases.{name}").make_workload()
+
+
 def load(name):
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lazy layers and scripts warn of themselves
-        workload = importlib.import_module(f"{gradients.__name__}.cases.{name}").make_workload()
-        model = fresh_model(workload, 0).eval()
-    return workload, model
+        workload = make(name)
+        return workload, fresh_model(workload, 0).eval()
+
+
+def refusal(workload, folder):
+    """Return the one line that ends a run before anything is trained: the checks of a user's file, in their order."""
+    with pytest.raises(UserError) as caught:
+        check_workload(workload, folder / "file.py")
+        check_every_sample(workload, fresh_model(workload, SEED).eval(), "cpu")
+        check_gradients(workload, folder / "file.py")
+        load_trained_model(workload, folder, "cpu", progress=False)
+    assert "\n" not in str(caught.value)
+    assert not list(folder.rglob("*.pt"))
+    return str(caught.value)
 
 
 def written_out(script):
@@ -72,9 +103,33 @@ def test_gradients_are_those_of_float64_backward_passes_one_sample_at_a_time(nam
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_real_dense_gradients_is_refused_in_one_line(name, tmp_path):
-    with torch.random.fork_rng():
-        workload = importlib.import_module(f"{gradients.__name__}.cases.{name}").make_workload()
-    with pytest.raises(UserError) as caught:
-        check_workload(workload, tmp_path / "file.py")
-    assert str(caught.value).startswith(REFUSED[name])
+def test_what_has_no_real_finite_gradients_is_refused_in_one_line_before_training(name, tmp_path):
+    assert refusal(make(name), tmp_path) == REFUSED[name]
+
+
+def test_named_inputs_that_the_model_does_not_take_are_said_to_be_its_arguments(tmp_path):
+    workload = dataclasses.replace(make("dict_inputs"), make_model=lambda: nn.Linear(6, 3))
+    message = refusal(workload, tmp_path)
+    assert message.startswith("the model's forward pass on a batch of 2 (arguments ids, mask) fails: TypeError: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_case_goes_through_the_command_line(name, tmp_path, monkeypatch, capsys):
+    """What is right runs without a warning, what is not ends in one line, and nothing is half-written."""
+    options = ["--num_trials", "1", "--max_m", "256", "--num_test_grads", "20", "--min_d_lambda", "0.01"]
+    monkeypatch.setattr(sys, "argv", ["spectrum_bounds.py", "--workload", str(CASES / f"{name}.py"), *options])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        script.run_script(spectrum_bounds.main)
+    said = capsys.readouterr()
+    summaries = list(tmp_path.rglob("summary.csv"))
+    if name in REFUSED:
+        assert stop.value.code == 2
+        assert REFUSED[name] in said.err
+        assert said.err.strip().count("\n") == 0
+        assert not summaries
+    else:
+        assert stop.value.code == 0, said.err
+        assert "Warning" not in said.out + said.err
+        assert len(summaries) == 1
