@@ -47,6 +47,11 @@ def dimension(text: str) -> int:
     return _parse(text, int, lambda value: 1 <= value <= 2**40, "an integer >= 1 (and at most 2^40)")
 
 
+def dimensions(text: str) -> tuple[int, ...]:
+    """Parse dimensions separated by commas; return them ascending, each once."""
+    return tuple(sorted({dimension(part) for part in text.split(",")}))
+
+
 def seed_int(text: str) -> int:
     """Parse an integer >= 0."""
     return _parse(text, int, lambda value: value >= 0, "an integer >= 0")
@@ -84,6 +89,13 @@ def make_parser(description: str, min_m: int) -> OneLineParser:
     return parser
 
 
+def make_workload_parser(description: str) -> OneLineParser:
+    """Return a parser with the options of `add_workload_options` alone."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_workload_options(parser)
+    return parser
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Return the options of the command line, checked by `check_shared_options`."""
     args = parser.parse_args()
@@ -91,13 +103,34 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+def parse_workload_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options of a parser of `make_workload_parser`, checked by `check_workload_options`."""
+    args = parser.parse_args()
+    check_workload_options(args)
+    return args
+
+
 def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     """Add the options that both experiments have; `min_m` is the default of --min_m."""
+    add_workload_options(parser)
+    add = parser.add_argument
+    add("--proj_type", choices=("normal", "rademacher", "sjlt"), default="normal", help="law of the projection")
+    add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
+    add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
+    add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
+    add("--m_steps", type=grid_steps, default=0, help="log-spaced m from smallest to largest; 0: powers of two")
+    add("--explicit_projection", action="store_true", help="normal: project the d-dimensional gradients")
+    add("--sjlt_sparsity", type=power_of_two, default=1, help="non-zeros in each column of an SJLT")
+    add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
+    add("--predict_only", action="store_true", help="draw no sketch: closed-form predictions alone")
+
+
+def add_workload_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about model, data, gradients, queries, ridges and trials, whatever is sketched."""
     add = parser.add_argument
     add("--dataset", choices=DATASET_NAMES, default=None, help=f"data; default: {DEFAULT_PAIR[0]}")
     add("--model", choices=MODEL_NAMES, default=None, help=f"model; default: {DEFAULT_PAIR[1]}")
     add("--workload", type=Path, default=None, help="Python file with your own model and data, in place of a pair")
-    add("--proj_type", choices=("normal", "rademacher", "sjlt"), default="normal", help="law of the projection")
     add("--batch_size", type=positive_int, default=32, help="samples per gradient batch")
     add(
         "--offload",
@@ -106,7 +139,6 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
         help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute for normal, else cpu, or "
         "disk from 4 GiB on",
     )
-    add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
     add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
     add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
@@ -120,9 +152,6 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     add("--seed", type=seed_int, default=42, help="seed of queries and sketches")
     add("--device", choices=("cuda", "cpu"), default=None, help="default: cuda where there is one, else cpu")
     add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
-    add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
-    add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
-    add("--m_steps", type=grid_steps, default=0, help="log-spaced m from smallest to largest; 0: powers of two")
     add("--lambda_exp_min", type=ridge_exponent, default=-8, help="smallest ridge is 10 to this power")
     add("--lambda_exp_max", type=ridge_exponent, default=2, help="largest ridge is 10 to this power")
     add("--lambda_steps", type=grid_steps, default=0, help="log-spaced ridges between these two; 0: powers of ten")
@@ -135,15 +164,11 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     add("--num_test_grads", type=positive_int, default=500, help="query gradients")
     add("--num_train", type=positive_int, default=None, help="training samples used; default: all of the dataset's")
     add("--epochs", type=positive_int, default=None, help="training epochs; default: the recipe's")
-    add("--explicit_projection", action="store_true", help="normal: project the d-dimensional gradients")
-    add("--sjlt_sparsity", type=power_of_two, default=1, help="non-zeros in each column of an SJLT")
-    add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
-    add("--predict_only", action="store_true", help="draw no sketch: closed-form predictions alone")
     add("--fresh", action="store_true", help="do not continue an interrupted run")
 
 
-def check_shared_options(args: argparse.Namespace) -> None:
-    """Check what no single option can know, and fill in the default pair.
+def check_workload_options(args: argparse.Namespace) -> None:
+    """Check what no single option of `add_workload_options` can know, and fill in the default pair.
 
     Raises:
         UserError: options contradict each other.
@@ -168,6 +193,15 @@ def check_shared_options(args: argparse.Namespace) -> None:
         raise UserError(
             f"--lambda_exp_min {args.lambda_exp_min} exceeds --lambda_exp_max {args.lambda_exp_max}; it must not"
         )
+
+
+def check_shared_options(args: argparse.Namespace) -> None:
+    """Check what no single option can know, and fill in the default pair.
+
+    Raises:
+        UserError: options contradict each other.
+    """
+    check_workload_options(args)
     if args.explicit_projection and args.proj_type != "normal":
         raise UserError(f"--explicit_projection is for --proj_type normal; {args.proj_type} always projects explicitly")
     may_recompute = args.offload == "recompute" or (args.offload is None and _sketches(args).of_coordinates)
@@ -186,30 +220,47 @@ def check_shared_options(args: argparse.Namespace) -> None:
 
 def shared_options(args: argparse.Namespace, query_kind: str) -> SharedOptions:
     """Return checked options as the records that both experiments use; `query_kind` is `self` or `test`."""
+    grid = _grid(args, args.min_m, args.max_m, args.ridge_correction, args.m_steps)
+    return _shared(args, query_kind, _sketches(args), grid, args.grad_dtype, args.predict_only)
+
+
+def unsketched_options(args: argparse.Namespace) -> SharedOptions:
+    """Return checked options of `make_workload_parser` as the same records: test queries, and no m."""
+    sketches = SketchOptions("normal", explicit=False, sparsity=1, num_trials=args.num_trials, seed=args.seed)
+    return _shared(args, "test", sketches, _grid(args, 1, 1, False, 0), "float32", predict_only=False)
+
+
+def _shared(
+    args: argparse.Namespace, query_kind: str, sketches: SketchOptions, grid: Grid, dtype: str, predict_only: bool
+) -> SharedOptions:
     return SharedOptions(
         workload=_workload(args),
-        gradients=GradientOptions(args.batch_size, args.offload, args.grad_dtype, args.cache_dir, args.device),
+        gradients=GradientOptions(args.batch_size, args.offload, dtype, args.cache_dir, args.device),
         queries=QueryChoice(query_kind, args.num_test_grads, args.seed),
-        sketches=_sketches(args),
-        grid=Grid(
-            args.min_m,
-            args.max_m,
-            args.lambda_exp_min,
-            args.lambda_exp_max,
-            args.lambda_scale,
-            args.ridge_correction,
-            args.m_steps,
-            args.lambda_steps,
-        ),
-        predict_only=args.predict_only,
+        sketches=sketches,
+        grid=grid,
+        predict_only=predict_only,
         fresh=args.fresh,
+    )
+
+
+def _grid(args: argparse.Namespace, min_m: int, max_m: int | None, ridge_correction: bool, m_steps: int) -> Grid:
+    return Grid(
+        min_m,
+        max_m,
+        args.lambda_exp_min,
+        args.lambda_exp_max,
+        args.lambda_scale,
+        ridge_correction,
+        m_steps,
+        args.lambda_steps,
     )
 
 
 def run_request(experiment: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> RunRequest:
     """Return what the run folder of checked options is named after; `parser` knows the defaults."""
     options = tuple(Option(name, value, parser.get_default(name)) for name, value in vars(args).items())
-    return RunRequest(experiment, _workload(args), args.proj_type, args.output_dir, options)
+    return RunRequest(experiment, _workload(args), getattr(args, "proj_type", None), args.output_dir, options)
 
 
 def _workload(args: argparse.Namespace) -> WorkloadChoice:

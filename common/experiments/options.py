@@ -199,6 +199,23 @@ class SelectionOptions:
 
 
 @dataclass(frozen=True)
+class FactoredOptions:
+    """What factorized_influence.py is asked for."""
+
+    selection: SelectionOptions
+    """What hyperparam_selection.py is asked for; of the sketches, number and seed alone are used."""
+    m_a: tuple[int, ...]
+    """Rows of the sketch of every A, ascending."""
+    m_e: tuple[int, ...]
+    """Rows of the sketch of every E, ascending."""
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """All (m_A, m_E)."""
+        return [(m_a, m_e) for m_a in self.m_a for m_e in self.m_e]
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of the command line, for config.json and the folder's name."""
 
