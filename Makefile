@@ -3,6 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# tests: one process a core, of one thread each
+SIDE_BY_SIDE := --numprocesses auto --dist loadscope
+test test-all: export OMP_NUM_THREADS ?= 1
+
 .PHONY: help run test test-all test-cuda lint bench
 .DEFAULT_GOAL := help
 
@@ -19,10 +23,10 @@ run: $(STAMP)  ## set everything up and run the default experiments
 	$(BIN)/python hyperparam_selection.py
 
 test: $(STAMP)  ## set everything up and run the tests (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(STAMP)  ## the slow checks as well
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-cuda: $(STAMP)  ## what needs a GPU: both command lines on it, against the CPU
 	$(BIN)/python -m pytest -m cuda

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,15 +84,18 @@ class Run:
     def __init__(self, request: RunRequest):
         parts = [subject_name(request.subject), *filter(None, [request.proj_type]), *variant(request.options)]
         self.results = request.output_dir / request.experiment / "_".join(parts)
-        self.folder = make_folder(self.results / "unfinished")
-        self._release = self._take_folder()
+        self._release: Callable[[], object] | None = None
         self.started = time.perf_counter()
         try:
+            with uninterrupted():  # the folder is made and known to be this run's, or neither
+                self.folder = make_folder(self.results / "unfinished")
+                self._release = self._take_folder()
             self.config = _describe(request)
             self.save_config()
         except BaseException:  # Ctrl-C above all: importing torch takes a second
-            self._clear()
-            self._release()
+            if self._release is not None:
+                self._clear()
+                self._release()
             raise
 
     def __enter__(self) -> Run:
@@ -104,7 +107,8 @@ class Run:
             self.finish()
         else:
             self._clear()
-        self._release()
+        if self._release is not None:
+            self._release()
 
     def _clear(self) -> None:
         """Remove what a failed run has written, unless it holds units to continue from."""

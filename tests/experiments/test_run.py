@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from common.experiments import arguments
+from common.experiments import run as run_module
 from common.experiments.options import Option
 from common.experiments.run import Run, git_commit, variant
 from common.experiments.units import UnitLog
@@ -277,6 +279,20 @@ def test_a_run_that_fails_leaves_earlier_results_as_they_were_and_nothing_of_its
 def test_a_run_that_fails_where_nothing_was_leaves_nothing(tmp_path):
     with pytest.raises(UserError), make_run(tmp_path):
         raise UserError("no")
+    assert list((tmp_path / "experiment").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["make_folder", "open_lock", "take_lock"])
+def test_ctrl_c_while_the_folder_is_taken_leaves_nothing(tmp_path, monkeypatch, step):
+    original = getattr(run_module, step)
+
+    def pressed(*words, **options):
+        signal.raise_signal(signal.SIGINT)
+        return original(*words, **options)
+
+    monkeypatch.setattr(run_module, step, pressed)
+    with pytest.raises(KeyboardInterrupt):
+        make_run(tmp_path)
     assert list((tmp_path / "experiment").iterdir()) == []
 
 
