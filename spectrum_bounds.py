@@ -1,7 +1,8 @@
 """How close are sketched influence scores to exact ones, for every projection dimension m and ridge λ?
 
-Measures the ratio of sketched to exact self-influence φ̃_λ/φ_λ over (m, λ, trial), against the claim that its error
-is of order √(d_λ/m), and writes tables and a figure to results/spectrum_bounds/.
+Measures the ratio of sketched to exact self-influence φ̃_λ/φ_λ (or the error of scores of pairs, --scores cross) over
+(m, λ, trial), against the claim that the error is of order √(d_λ/m), and writes tables and a figure to
+results/spectrum_bounds/.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ def parse_arguments() -> tuple[BoundsOptions, RunRequest]:
     parser = arguments.make_parser(__doc__, min_m=1)
     add = parser.add_argument
     add("--test_mode", choices=("self", "test"), default="self", help="query gradients: training or test samples")
+    add("--scores", choices=("self", "cross"), default="self", help="self-influence, or scores of training gradients")
+    number = arguments.NUM_TRAIN_GRADS
+    add("--num_train_grads", type=arguments.positive_int, default=number, help="training gradients in cross scores")
     add("--min_d_lambda", type=arguments.non_negative_float, default=5.0, help="skip λ with d_λ below this")
     add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that the recommended m must reach")
     args = arguments.parse(parser)
     shared = arguments.shared_options(args, query_kind=args.test_mode)
-    options = BoundsOptions(shared, args.min_d_lambda, args.target_eps)
+    cross = arguments.cross_choice(args)
+    options = BoundsOptions(shared, args.min_d_lambda, args.target_eps, cross)
     return options, arguments.run_request("spectrum_bounds", args, parser)
 
 
@@ -34,37 +39,41 @@ def main() -> None:
 def experiment(options: BoundsOptions, run: Run) -> None:
     """Measure, predict, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import error_steps, error_sweep, spectrum_figure
+    from common.experiments import error_steps, error_sweep
+    from common.experiments.error_study import make_study
     from common.experiments.preparation import prepare
 
     # model, gradients, eigenvalues
     shared = options.shared
-    prepared = prepare(shared, run)
-    geometry = prepared.geometry
+    prepared = prepare(shared, run, cross=options.cross)
     cells = error_steps.choose_cells(options, run, prepared)
     error_steps.write_spectrum(run, prepared, shared.queries.kind)
     error_steps.record_rounding(shared.gradients, run, prepared, cells)
 
+    study = make_study(options, run, prepared, cells)
+
     # closed form: no sketch needed
     with run.phase("prediction"):
-        table = error_sweep.predict(cells, geometry.queries)
-        advice = error_sweep.recommend(cells, geometry.queries, options.target_eps, prepared.num_parameters)
+        table = study.predict()
+        advice = study.recommend(options.target_eps, prepared.num_parameters)
 
     # measurement: sketches
+    trials = None
     if not shared.predict_only:
-        units = error_steps.sweep(shared, run, prepared, cells)
-        run.write_table("trials.csv", error_sweep.trial_table(units))
-        measured = error_sweep.summarise(units, shared.sketches.seed)
-        table = measured.merge(table.drop(columns=["d_lambda", "m_over_d_lambda"]))
+        units = error_steps.sweep(shared, run, prepared, cells, study.measure)
+        trials = study.trial_table(units)
+        run.write_table("trials.csv", trials)
+        table = study.summarise(units).merge(table.drop(columns=["d_lambda", "m_over_d_lambda"]))
         run.record(prediction_gaps=error_sweep.prediction_gaps(table))
 
     run.write_table("summary.csv", table)
     run.write_table("recommendation.csv", advice)
+    study.write_more(run, prepared, table, trials)
     with run.phase("figure"):
         queries = "training" if shared.queries.kind == "self" else "test"
         title = f"{prepared.workload.name}, {shared.sketches.proj_type} projection, queries: {queries} samples"
-        spectrum_figure.draw_spectrum_bounds(run.folder, table, prepared.spectrum, prepared.geometry.rank, title)
-    error_steps.report(options.target_eps, run, advice, table)
+        study.draw(run, prepared, table, title)
+    error_steps.report(options.target_eps, run, advice, table, study.counted)
 
 
 if __name__ == "__main__":

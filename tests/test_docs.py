@@ -223,7 +223,12 @@ def finished(tmp_path_factory):
     assert run("hyperparam_selection.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
     assert run("audit_projections.py", *audit_options(folder), "--output_dir", str(folder / "output_dir")) == 0
     folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in SCRIPTS[:3]]
-    return {path.parent.name: path for path in folders} | {"bench": ROOT / "results" / "bench"}
+    # test samples of its own: none of them lies inside range(F)
+    other = ["--workload", str(write_tiny(folder)), "--output_dir", str(folder / "cross"), "--test_mode", "test"]
+    assert run("spectrum_bounds.py", *common, *other, "--scores", "cross", "--min_d_lambda", "0") == 0
+    (cross,) = (folder / "cross").glob("spectrum_bounds/*")
+    found = {path.parent.name: path for path in folders} | {"bench": ROOT / "results" / "bench"}
+    return found | {"spectrum_bounds --scores cross": cross}
 
 
 def documented(section: str) -> set[str]:
@@ -241,13 +246,13 @@ def test_every_column_is_documented_and_every_documented_column_is_there(section
 def test_every_file_of_a_run_is_documented(finished):
     for experiment, folder in finished.items():
         for path in folder.iterdir():
-            assert f"{experiment}: {path.name}" in FILES or path.name in ("config.json", "figure.png", "figure.pdf")
+            sections_of_file = {f"{name}: {path.name}" for name in (experiment, experiment.split()[0])}
+            assert sections_of_file & set(FILES) or path.name in ("config.json", "figure.png", "figure.pdf")
 
 
 def test_every_field_of_config_json_is_documented_and_every_documented_field_is_there(finished):
-    configs = [
-        json.loads((finished[name] / "config.json").read_text()) for name in ("spectrum_bounds", "hyperparam_selection")
-    ]
+    experiments = ("spectrum_bounds", "hyperparam_selection", "spectrum_bounds --scores cross")
+    configs = [json.loads((finished[name] / "config.json").read_text()) for name in experiments]
     assert set().union(*configs) == documented("config.json") - ELSEWHERE
     explained = set(code_spans(FILES["config.json"]))
     for config in configs:

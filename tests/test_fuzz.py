@@ -65,6 +65,8 @@ OPTIONS = {
 OWN = {
     "spectrum_bounds": {
         "--test_mode": texts("self", "test", "train"),
+        "--scores": texts("self", "cross", "cross", "both"),
+        "--num_train_grads": mostly(texts(1, 3, 10, 10**6)),
         "--min_d_lambda": mostly(texts(0, 1e-300, 0.5, 5, 1e300)),
         "--target_eps": mostly(texts(1e-300, 1e-9, 0.01, 0.3, 0.999999)),
     },
@@ -113,6 +115,7 @@ def check(experiment, options, workload, benchmark_dir, capsys):
         if stop.value.code == 0:
             expected = FILES[experiment] | {"config.json", "figure.png", "figure.pdf"}
             expected -= {"trials.csv"} if "--predict_only" in options else set()
+            expected |= {"queries.csv", "slopes.csv"} if options.get("--scores") == "cross" else set()
             (run,) = runs
             assert {path.name for path in run.iterdir()} == expected
             assert errors == ""

@@ -21,6 +21,7 @@ import torch
 import spectrum_bounds
 from common.experiments import script
 from common.experiments.queries import QUERY_STREAM
+from common.experiments.units import UnitLog
 from common.foundations.seeds import make_generator
 from common.workloads import pairs
 from common.workloads.records import Dataset, Examples
@@ -338,6 +339,73 @@ def test_ratios_without_a_value_are_counted_in_the_tables_and_said_once(tmp_path
     assert sum("not finite" in line for line in (captured.out + captured.err).splitlines()) == 1
 
 
+# --- scores of pairs ----------------------------------------------------------------------------------------
+
+CROSS = ("--scores", "cross", "--num_train_grads", "15", "--num_trials", "3", "--min_m", "8")
+
+
+def test_scores_of_pairs_have_tables_slopes_and_a_folder_of_their_own(command, capsys):
+    assert command(*CROSS, "--test_mode", "test", "--ridge_correction") == 0
+    assert {path.name for path in command.run.iterdir()} == FILES | {"queries.csv", "slopes.csv"}
+    assert "_test_cross_num_train_grads_15" in command.run.name
+    assert "pairs: 15 training gradients with 20 queries" in capsys.readouterr().out
+    summary = command.table("summary")
+    assert summary["num_pairs"].eq(300).all()
+    assert set(summary["m"]) == {8, 16, 32, 64}
+    for name in ("eps_95", "eps0_95", "range_eps_95", "kernel_eps_95"):
+        ratio = (summary[f"predicted_{name}"] / summary[name])[summary["m"] < 64]  # the rank, where the law fails
+        assert ratio.between(0.7, 1.4).all(), name  # three sketches of few pairs
+    assert command.config["prediction_gaps"]["kernel_eps_95_gap_cells"] == 5
+    shares = command.table("queries")
+    assert (shares["range_share"] + shares["kernel_share"]).to_numpy() == pytest.approx(1)
+    slopes = command.table("slopes")
+    assert set(slopes["error"]) >= {"eps", "kernel_eps", "corrected_eps"}
+    advice = command.table("recommendation")
+    assert (advice["zero_eps_95"] > 0).all()
+    assert advice.loc[advice["zero_eps_95"] <= 0.1, "m"].isna().all()
+
+
+def test_training_queries_have_no_part_in_the_kernel(command):
+    assert command(*CROSS) == 0
+    assert "_num_train_60_cross_num_train_grads_15" in command.run.name
+    assert not [name for name in command.table("summary") if "kernel" in name or "range" in name]
+    assert command.table("queries")["kernel_share"].abs().max() < 1e-9
+
+
+def test_pairs_of_explicit_projections_agree_with_the_closed_form(command):
+    assert command(*CROSS, "--test_mode", "test", "--proj_type", "rademacher", "--min_m", "32") == 0
+    summary = command.table("summary")
+    summary = summary[summary["m"] == 32]  # 64 is the rank, where the law fails
+    for name in ("range_eps_95", "kernel_eps_95"):
+        assert (summary[f"predicted_{name}"] / summary[name]).between(0.7, 1.4).all(), name
+
+
+def test_pairs_predicted_alone_draw_no_sketch(command):
+    assert command(*CROSS, "--predict_only", "--max_m", "1024") == 0
+    assert not (command.run / "trials.csv").exists()
+    assert "slope" not in command.table("slopes")
+    assert command.table("slopes")["predicted_slope"].notna().any()
+
+
+def test_an_interrupted_run_of_pairs_goes_on_to_the_same_numbers(command, monkeypatch, capsys):
+    assert command(*CROSS) == 0
+    expected = {path.name: path.read_bytes() for path in command.run.glob("*.csv")}
+    append = UnitLog.append
+
+    def interrupted(log, trial, m, rows):
+        append(log, trial, m, rows)
+        if len(log.units) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitLog, "append", interrupted)
+        assert command(*CROSS) == 130
+    capsys.readouterr()
+    assert command(*CROSS) == 0
+    assert "continuing after 5 finished" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in command.run.glob("*.csv")} == expected
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 BAD = {
@@ -355,6 +423,8 @@ BAD = {
     "exponents reversed": ["--lambda_exp_min", "1"],
     "no lambda left": ["--min_d_lambda", "1000"],
     "correction of nothing": ["--explicit_projection", "--proj_type", "sjlt"],
+    "pairs of self-influence": ["--num_train_grads", "7"],
+    "no such scores": ["--scores", "both"],
     "sparsity above m": ["--proj_type", "sjlt", "--sjlt_sparsity", "4"],
     "16 bits nowhere": ["--grad_dtype", "float16"],
     "m beyond 64 bits": ["--max_m", str(10**20)],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.experiments.options import (
+    CrossChoice,
     GradientOptions,
     Grid,
     Option,
@@ -25,6 +26,7 @@ from common.experiments.options import (
 from common.foundations.errors import UserError
 from common.workloads.names import DATASET_NAMES, MODEL_NAMES, check_file, check_pair
 
+NUM_TRAIN_GRADS = 1000
 DEFAULT_PAIR = ("mnist", "mlp")
 NO_CUDA = "--device cuda: no CUDA device is available here; use --device cpu"
 
@@ -242,6 +244,21 @@ def _shared(
         predict_only=predict_only,
         fresh=args.fresh,
     )
+
+
+def cross_choice(args: argparse.Namespace) -> CrossChoice | None:
+    """Return which training gradients are scored with the queries; None for self-influence.
+
+    Queries among the training samples lie in range(F): only others have a part in ker(F).
+
+    Raises:
+        UserError: a number of training gradients for scores that have none.
+    """
+    if args.scores == "cross":
+        return CrossChoice(args.num_train_grads, kernel_parts=args.test_mode == "test")
+    if args.num_train_grads != NUM_TRAIN_GRADS:
+        raise UserError(f"--num_train_grads {args.num_train_grads} is for --scores cross, got {args.scores}")
+    return None
 
 
 def _grid(args: argparse.Namespace, min_m: int, max_m: int | None, ridge_correction: bool, m_steps: int) -> Grid:

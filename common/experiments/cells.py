@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 
 from common.theory.column_sample import ColumnSample
 from common.theory.sketch_law import corrected_ridge
 from common.theory.spectrum import Spectrum
+
+CELL = ["trial", "m", "lambda", "d_lambda", "m_over_d_lambda"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,17 @@ class Cells:
         if self.ridge_correction:
             solved += [ridge for m in self.ms for ridge in self.corrected(m) if not math.isnan(ridge)]
         return min(solved)
+
+
+def cell_row(cells: Cells, m: int, trial: int, index: int) -> dict:
+    """Return the beginning of the row of one sketch at the λ with that index: the columns `CELL`."""
+    d_lambda = cells.effective_dimensions[index]
+    row = {"trial": trial, "m": m, "lambda": cells.ridges[index], "d_lambda": d_lambda}
+    return row | {"m_over_d_lambda": m / d_lambda if d_lambda > 0 else math.inf}
+
+
+def predicted_index(cells: Cells) -> pd.DataFrame:
+    """Return one row an (m, λ) with d_λ and m/d_λ, the λ of the first m first."""
+    table = pd.MultiIndex.from_product([cells.ms, cells.ridges], names=["m", "lambda"]).to_frame(index=False)
+    table["d_lambda"] = table["lambda"].map(dict(zip(cells.ridges, cells.effective_dimensions, strict=True)))
+    return table.assign(m_over_d_lambda=table["m"] / table["d_lambda"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pandas as pd
 
 from common.experiments import error_sweep, rounding
@@ -12,7 +10,7 @@ from common.experiments.options import BoundsOptions, GradientOptions, SharedOpt
 from common.experiments.preparation import Prepared, make_sketcher
 from common.experiments.ridges import describe_miss, fitting
 from common.experiments.run import Run, bad_values
-from common.experiments.units import UnitLog, measure_missing
+from common.experiments.units import Measure, UnitLog, measure_missing
 from common.foundations.errors import UserError
 from common.sketches.geometry import RESOLUTION
 
@@ -70,32 +68,33 @@ def record_rounding(options: GradientOptions, run: Run, prepared: Prepared, cell
     print(rounding.describe(options.dtype, effect))
 
 
-def sweep(options: SharedOptions, run: Run, prepared: Prepared, cells: Cells) -> pd.DataFrame:
-    """Return one row a (trial, m, λ), those of an interrupted run included."""
-    geometry, sketches = prepared.geometry, options.sketches
+def sweep(options: SharedOptions, run: Run, prepared: Prepared, cells: Cells, measure: Measure) -> pd.DataFrame:
+    """Return one row a (trial, m, λ), those of an interrupted run included; `measure` gives those of one sketch."""
+    sketches = options.sketches
     sketcher = make_sketcher(sketches, prepared, cells.smallest_ridge())
-    exact_scores = error_sweep.exact_scores(cells, geometry)
     log = UnitLog(run.folder, run.identity(), options.fresh)
-    measure = functools.partial(error_sweep.measure, cells=cells, geometry=geometry, exact_scores=exact_scores)
     with run.phase("sketches"):
         return measure_missing(log, sketcher, cells.ms, sketches.num_trials, measure)
 
 
-def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Print what a person needs to choose m."""
+def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFrame, counted: str) -> None:
+    """Print what a person needs to choose m; `counted` says what values that are not finite are."""
     print(f"\nsmallest m with ε_95 <= {target_eps:g}")
     lines = advice.rename(
         columns={
             "m": "m (predicted)",
             "m_ridge_corrected": "m, ridge corrected (predicted)",
             "d_lambda_over_eps_squared": "d_λ/ε²",
+            "zero_eps_95": "ε_95 of scores 0",
         }
     )
     if "eps_95" in table:
         reached = table[table["eps_95"] <= target_eps].groupby("lambda")["m"].min()
         lines.insert(2, "m (measured, of the grid)", lines["lambda"].map(reached).astype("Int64"))
+    if "zero_eps_95" in advice:
+        lines.loc[advice["zero_eps_95"] <= target_eps, lines.columns.str.startswith("m (measured")] = pd.NA
     print(lines.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     if line := error_sweep.describe_gaps(run.config.get("prediction_gaps", {})):
         print(line)
-    if warning := bad_values(table, "ratios of sketched to exact scores"):
+    if warning := bad_values(table, counted):
         print(warning)

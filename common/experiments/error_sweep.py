@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import Cells
+from common.experiments.cells import CELL, Cells, cell_row, predicted_index
 from common.experiments.metrics import error_statistics
 from common.experiments.trial_noise import pooled_quantile_noise
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem, exact_self_influence, sketched_self_influence
-from common.theory.recommendation import smallest_dimensions
+from common.theory.cross_influence import predict_cross_error_at
+from common.theory.recommendation import smallest_dimensions, smallest_dimensions_of
 from common.theory.self_influence import predict_self_influence
 
-CELL = ["trial", "m", "lambda", "d_lambda", "m_over_d_lambda"]
 SUMMARISED = ["mean_ratio", "mean_ratio_std", "eps_mean", "eps_50", "eps_95", "eps_95_noise", "eps_95_trial_mean"]
 SUMMARISED += ["eps_95_std", "eps_99", "eps_max", "num_bad"]
 FAR = 3.0  # noises from which on a gap counts as beyond noise
@@ -36,10 +36,9 @@ def measure(
 ) -> list[dict]:
     """Return one row a λ: the ratio φ̃_λ/φ_λ of every query under one sketch."""
     rows = []
-    columns = (cells.ridges, cells.effective_dimensions, cells.corrected(m), exact_scores)
-    for ridge, d_lambda, corrected, exact in zip(*columns, strict=True):
-        row: dict[str, float | list[float]] = {"trial": trial, "m": m, "lambda": ridge}
-        row |= {"d_lambda": d_lambda, "m_over_d_lambda": _ratio(m, d_lambda)}
+    columns = (cells.ridges, cells.corrected(m), exact_scores)
+    for i, (ridge, corrected, exact) in enumerate(zip(*columns, strict=True)):
+        row: dict[str, float | list[float]] = cell_row(cells, m, trial, i)
         row["ratios"] = (sketched_self_influence(problem, ridge) / exact).tolist()
         if cells.ridge_correction:
             row["corrected_lambda"] = corrected
@@ -94,21 +93,20 @@ def predict(cells: Cells, queries: Tensor) -> pd.DataFrame:
         law = predict_self_influence(cells.spectrum, queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns)
         prefix = "predicted_corrected_" if corrected else "predicted_"
         tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
-    index = pd.MultiIndex.from_product([cells.ms, cells.ridges], names=["m", "lambda"]).to_frame(index=False)
-    index["d_lambda"] = index["lambda"].map(dict(zip(cells.ridges, cells.effective_dimensions, strict=True)))
-    index["m_over_d_lambda"] = index["m"] / index["d_lambda"]
-    return pd.concat([index, *tables], axis=1)
+    return pd.concat([predicted_index(cells), *tables], axis=1)
 
 
 def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
     """Return how far predicted ε_95 lies from the measured one, cells m >= 64 with ε_95 < 1, beside the trial noise.
 
+    Of every ε_95 that the summary has: raw or corrected, of whole queries or of their parts.
     Gaps and noise are relative to the measured ε_95: median and worst gap, the noise where the worst gap is, and the
     number of cells with a gap beyond 3 noises. By chance alone that is a share of the cells that depends on the trials,
     see `pooled_quantile_noise`; cells of one run share random numbers, so that they stray together. None: not known.
     """
     gaps = {}
-    for prefix in ("", "corrected_"):
+    parts = ("", "range_", "kernel_")
+    for prefix in (f"{correction}{part}" for correction in ("", "corrected_") for part in parts):
         if f"{prefix}eps_95" not in summary:
             continue
         measured, predicted = summary[f"{prefix}eps_95"], summary[f"predicted_{prefix}eps_95"]
@@ -139,18 +137,37 @@ def describe_gaps(gaps: dict[str, float | int | None]) -> str | None:
 
 
 def recommend(cells: Cells, queries: Tensor, target: float, num_parameters: int) -> pd.DataFrame:
-    """Return for every λ the smallest m < d with predicted ε_95 <= target, raw and ridge-corrected, to 0.3 %.
+    """Return for every λ the smallest m < d with predicted ε_95 of self-influence <= target, to 0.3 %.
 
-    Beside it stands d_λ/target², what the theorem asks for up to its constant. None: not reached below d.
+    Raw and ridge-corrected; beside it stands d_λ/target², what the theorem asks for up to its constant. None: not
+    reached below d.
     """
     largest = num_parameters - 1
-    smallest = {
-        name: smallest_dimensions(cells.spectrum, queries, cells.ridges, target, largest, corrected, cells.sjlt_columns)
-        for name, corrected in (("m", False), ("m_ridge_corrected", True))
-    }
-    table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions, **smallest})
+    smallest = [
+        smallest_dimensions(cells.spectrum, queries, cells.ridges, target, largest, corrected, cells.sjlt_columns)
+        for corrected in (False, True)
+    ]
+    return _recommendation(cells, target, *smallest)
+
+
+def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float, num_parameters: int) -> pd.DataFrame:
+    """Return `recommend` for the normalised error of cross scores over (p, r) pairs, one row a pair."""
+    smallest = []
+    for corrected in (False, True):
+
+        def error(m: Tensor, ridge: Tensor, corrected: bool = corrected) -> Tensor:
+            law = predict_cross_error_at(cells.spectrum, left, right, m, ridge, corrected, cells.sjlt_columns)
+            return law.eps_95
+
+        smallest.append(smallest_dimensions_of(error, cells.ridges, target, num_parameters - 1))
+    return _recommendation(cells, target, *smallest)
+
+
+def _recommendation(cells: Cells, target: float, raw: list[int | None], corrected: list[int | None]) -> pd.DataFrame:
+    table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions})
+    table = table.assign(m=raw, m_ridge_corrected=corrected).astype({"m": "Int64", "m_ridge_corrected": "Int64"})
     theorem = [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions]
-    return table.assign(d_lambda_over_eps_squared=theorem).astype(dict.fromkeys(smallest, "Int64"))
+    return table.assign(d_lambda_over_eps_squared=theorem)
 
 
 def _prefixes(units: pd.DataFrame) -> list[str]:
@@ -163,7 +180,3 @@ def _pool(ratios: pd.Series, seed: int) -> dict[str, float | int]:
     pooled = dataclasses.asdict(error_statistics(torch.from_numpy(by_trial.flatten())))
     noise = pooled_quantile_noise(np.abs(by_trial - 1), 0.95, seed) if len(by_trial) else math.nan
     return pooled | {"eps_95_noise": noise}
-
-
-def _ratio(m: int, d_lambda: float) -> float:
-    return m / d_lambda if d_lambda > 0 else math.inf

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -42,6 +45,13 @@ def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
         columnspacing=1.2,
         handletextpad=0.5,
     )
+
+
+def by_ridge(table: pd.DataFrame) -> Iterator[tuple[tuple[float, pd.DataFrame], Any, str]]:
+    """Yield ((λ, its rows), colour, marker) for every λ of a table, ascending."""
+    groups = list(table.groupby("lambda"))
+    colours = matplotlib.colormaps["viridis"]([0.9 * i / max(1, len(groups) - 1) for i in range(len(groups))])
+    return zip(groups, colours, (MARKERS * (len(groups) // len(MARKERS) + 1))[: len(groups)], strict=True)
 
 
 def ridge_label(ridge: float) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from common.theory.ranks import unit_ranks
 
+NUM_QUANTILES = 200
+
 
 @dataclass(frozen=True)
 class ErrorStatistics:
@@ -61,6 +63,37 @@ def error_statistics(ratios: Tensor) -> ErrorStatistics:
         eps_max=errors.max().item(),
         num_bad=num_bad,
     )
+
+
+@dataclass(frozen=True)
+class PooledErrors:
+    """Distribution of many errors; NaN where none is finite."""
+
+    eps_mean: float
+    """Mean."""
+    eps_50: float
+    """Median."""
+    eps_95: float
+    """95 % quantile, linear interpolation."""
+    eps_99: float
+    """99 % quantile, linear interpolation."""
+    eps_max: float
+    """Largest."""
+    quantiles: tuple[float, ...]
+    """Quantiles at (i + 1/2)/200, to seven digits: 200 equally likely errors that stand for all."""
+
+
+def pooled_errors(errors: Tensor) -> PooledErrors:
+    """Return the statistics of all finite errors of a tensor of any shape."""
+    values = errors.flatten().cpu().double().numpy()
+    values = np.sort(values[np.isfinite(values)])
+    if len(values) == 0:
+        return PooledErrors(nan, nan, nan, nan, nan, (nan,) * NUM_QUANTILES)
+    levels = np.array([0.5, 0.95, 0.99, *((np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES)])
+    # of values in order: numpy's own quantile would partition them again
+    eps_50, eps_95, eps_99, *quantiles = np.interp(levels * (len(values) - 1), np.arange(len(values)), values).tolist()
+    short = tuple(float(f"{value:.6e}") for value in quantiles)
+    return PooledErrors(float(values.mean()), eps_50, eps_95, eps_99, float(values[-1]), short)
 
 
 def spearman_columns(predicted: Tensor, actual: Tensor) -> Tensor:

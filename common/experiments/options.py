@@ -65,6 +65,16 @@ class QueryChoice:
 
 
 @dataclass(frozen=True)
+class CrossChoice:
+    """The training gradients that are scored with every query."""
+
+    num_train_grads: int
+    """How many, if there are as many."""
+    kernel_parts: bool
+    """Whether the part of every query in ker(F) is also scored by itself."""
+
+
+@dataclass(frozen=True)
 class SketchOptions:
     """The law of the projections, and how many are drawn."""
 
@@ -184,6 +194,8 @@ class BoundsOptions:
     """λ with d_λ below this are left out."""
     target_eps: float
     """Error that the recommended m must reach."""
+    cross: CrossChoice | None = None
+    """Which training gradients are scored with the queries; None for self-influence."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from common.experiments.column_sample import sample_columns
 from common.experiments.device import choose_device
-from common.experiments.options import SharedOptions, SketchOptions, WorkloadChoice
-from common.experiments.queries import choose_queries, draw_queries
+from common.experiments.options import CrossChoice, SharedOptions, SketchOptions, WorkloadChoice
+from common.experiments.queries import choose_queries, choose_training_rows, draw_queries
 from common.experiments.ridges import mean_eigenvalue, resolved_ridges
 from common.experiments.run import Run
 from common.foundations.errors import UserError
@@ -86,13 +86,17 @@ class Prepared:
     """d_λ for every λ."""
     sjlt_columns: ColumnSample | None
     """What the closed form of an SJLT with one entry a column needs besides the spectrum."""
+    range_weights: Tensor | None
+    """(k, N) weights whose product with the unit rows is the part of each query in range(F); where sketches need it."""
 
     def rows(self) -> Gradients:
         """Return the gradients, whose lengths the geometry knows: recomputed ones then need no Gram matrix again."""
         return self.gradients.get(self.geometry.norms)
 
 
-def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) -> Prepared:
+def prepare(
+    options: SharedOptions, run: Run, num_subsets: int | None = None, cross: CrossChoice | None = None
+) -> Prepared:
     """Return a trained model's gradients and their geometry; every step is timed and recorded in config.json.
 
     Args:
@@ -100,6 +104,7 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         run: where to record.
         num_subsets: subset models that a ground truth will be needed of, if any: the summed gradients of their
             training samples are scored too.
+        cross: which single training gradients are scored too, if any.
 
     Raises:
         UserError: see the functions called.
@@ -129,8 +134,20 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
     basis = _find_basis(run, cache, gradients)
     queries = choose_queries(basis.norms, len(workload.train), drawn, options.queries)
     with run.phase("geometry"):
-        subsets = None if num_subsets is None else subset_indices(workload, num_subsets)
-        geometry = basis.geometry(ScoredVectors(queries.rows, subsets), lambda: gradients.get(basis.norms))
+        scored = ScoredVectors(
+            queries.rows,
+            None if num_subsets is None else subset_indices(workload, num_subsets),
+            None
+            if cross is None
+            else choose_training_rows(basis.norms, len(workload.train), cross.num_train_grads, options.queries.seed),
+            cross is not None and cross.kernel_parts,
+        )
+        geometry = basis.geometry(scored, lambda: gradients.get(basis.norms))
+    range_weights = None
+    if scored.kernel_parts and not options.sketches.of_coordinates:
+        rows = gradients.get(basis.norms)
+        with run.phase("geometry"):
+            range_weights = basis.range_weights(geometry.queries, lambda: rows)
     columns = None
     if options.sketches.proj_type == "sjlt" and options.sketches.sparsity == 1:
         rows = gradients.get(basis.norms)
@@ -176,6 +193,7 @@ def prepare(options: SharedOptions, run: Run, num_subsets: int | None = None) ->
         ridges_left_out=ridges_left_out,
         effective_dimensions=d_lambda,
         sjlt_columns=columns,
+        range_weights=range_weights,
     )
 
 
@@ -186,6 +204,9 @@ def make_sketcher(
     if options.of_coordinates:
         return CoordinateSketcher(prepared.geometry, smallest_ridge, options.seed)
     vectors = prepared.geometry.scored.weights(prepared.geometry.norms)
+    if prepared.range_weights is not None:
+        vectors = vectors.to_dense()
+        vectors = torch.cat([vectors, vectors[-len(prepared.range_weights) :] - prepared.range_weights])
     projector = make_projector(options.proj_type, options.seed, options.sparsity)
     return ExplicitSketcher(prepared.rows(), projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
 

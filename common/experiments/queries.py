@@ -13,6 +13,7 @@ from common.foundations.seeds import make_generator
 from common.workloads.records import Examples, Workload
 
 QUERY_STREAM = 1_000_003
+TRAIN_STREAM = 1_000_037
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,15 @@ def choose_queries(norms: Tensor, num_train: int, drawn: Tensor, choice: QueryCh
     if without:
         print(f"{without} of {len(test)} query gradients are zero: their scores are zero for every λ and m")
     return Queries(rows, samples, zero, without)
+
+
+def choose_training_rows(norms: Tensor, num_train: int, count: int, seed: int) -> Tensor:
+    """Return (p,) ascending training rows that are scored with every query, drawn among those with a gradient.
+
+    `norms` are the (N,) lengths of all gradients, training rows first; fewer rows where there are not as many.
+    """
+    order = torch.randperm(num_train, generator=make_generator("cpu", seed, TRAIN_STREAM))
+    order = order[norms.cpu()[order] > 0]
+    if count > len(order):
+        print(f"--num_train_grads {count}: all {len(order)} training gradients that are not zero")
+    return order[:count].sort().values

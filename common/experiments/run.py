@@ -245,7 +245,7 @@ def variant(options: Sequence[Option]) -> list[str]:
     for option in options:
         if option.name in WHERE_AND_HOW or option.value == option.default:
             continue
-        if option.name == "test_mode":
+        if option.name in ("test_mode", "scores"):
             parts.append(str(option.value))
         else:
             parts.append(option.name if option.value is True else f"{option.name}_{_plain(option.value)}")

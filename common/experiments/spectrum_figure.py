@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from common.experiments.figures import (
-    MARKERS,
     MEASURED_AND_PREDICTED,
     STYLE,
+    by_ridge,
     lay_out,
     legend_below,
     ridge_label,
@@ -32,7 +32,7 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, 
         figure = Figure(figsize=(10, 8.4), layout="constrained")
         (errors, ratios), (eigenvalues, dimensions) = figure.subplots(2, 2)
         measured = "eps_95" in table
-        for (ridge, cells), colour, marker in _by_ridge(table):
+        for (ridge, cells), colour, marker in by_ridge(table):
             x, label = cells["m_over_d_lambda"], ridge_label(ridge)
             for axes, name in ((errors, "eps_95"), (ratios, "mean_ratio")):
                 axes.plot(
@@ -49,9 +49,9 @@ def draw_spectrum_bounds(folder: Path, table: pd.DataFrame, spectrum: Spectrum, 
         )
         legend_below(ratios, ncols=5, title="λ")
         _draw_eigenvalues(eigenvalues, spectrum)
-        labels = _draw_effective_dimension(dimensions, spectrum, rank, table)
+        labels = draw_effective_dimension(dimensions, spectrum, rank, table)
         figure.suptitle(title)
-        _thin_out(labels, figure)
+        thin_out(labels, figure)
         save_figure(figure, folder)
 
 
@@ -59,12 +59,6 @@ def _draw_corrected(axes: Axes, x: pd.Series, cells: pd.DataFrame, name: str, co
     axes.plot(x, cells[f"predicted_corrected_{name}"], "--", color=colour, linewidth=0.8)
     if f"corrected_{name}" in cells:
         axes.plot(x, cells[f"corrected_{name}"], marker, color=colour, markerfacecolor="white")
-
-
-def _by_ridge(table: pd.DataFrame):
-    groups = list(table.groupby("lambda"))
-    colours = matplotlib.colormaps["viridis"]([0.9 * i / max(1, len(groups) - 1) for i in range(len(groups))])
-    return zip(groups, colours, (MARKERS * (len(groups) // len(MARKERS) + 1))[: len(groups)], strict=True)
 
 
 def _finish_errors(axes, table: pd.DataFrame, measured: bool) -> None:
@@ -90,8 +84,8 @@ def _draw_eigenvalues(axes: Axes, spectrum: Spectrum) -> None:
     )
 
 
-def _draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: pd.DataFrame) -> list[Annotation]:
-    """Return the labels of d_λ, from left to right."""
+def draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: pd.DataFrame) -> list[Annotation]:
+    """Draw d_λ over λ and return its labels, from left to right; `table` has the λ of the run."""
     ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
     axes.plot(ridges, effective_dimension(spectrum, ridges) / rank, color="#0072B2")
     used = table.drop_duplicates("lambda")
@@ -118,7 +112,7 @@ def _draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: 
     return labels
 
 
-def _thin_out(labels: list[Annotation], figure: Figure) -> None:
+def thin_out(labels: list[Annotation], figure: Figure) -> None:
     """Remove each label that would touch the last one kept to its left."""
     lay_out(figure)  # only the layout says how far apart labels are
     last = None

@@ -38,6 +38,12 @@ class Basis(Protocol):
     def geometry(self, scored: ScoredVectors, gradients: Callable[[], Gradients]) -> Geometry:
         """Return the coordinates of what is scored; `gradients` returns the rows, where they are needed for that."""
 
+    def range_weights(self, vectors: Tensor, gradients: Callable[[], Gradients]) -> Tensor:
+        """Return the (k, N) weights, 0 for queries, whose product with the unit rows is the part in range(F).
+
+        Of (k, r) coordinates; the shortest of all such weights. `gradients` as in `geometry`.
+        """
+
     def entries(self, columns: Tensor, chosen: Tensor) -> Tensor:
         """Return the (K, r) entries v_jc of the basis in K columns c (parameters).
 
@@ -65,9 +71,16 @@ class SampleBasis:
 
     def geometry(self, scored: ScoredVectors, gradients: Callable[[], Gradients] | None = None) -> Geometry:
         """Return the coordinates of what is scored; no gradient is needed."""
-        query_rows = scored.query_rows.to(self.rows.device)
-        vectors = torch.cat([scored.subset_weights(self.norms) @ self.rows, self.rows[query_rows]])
+        unit_rows = scored.unit_rows.to(self.rows.device)
+        vectors = torch.cat([scored.subset_weights(self.norms) @ self.rows, self.rows[unit_rows]])
+        vectors = scored.with_kernel_parts(vectors, self.rank)
         return Geometry(self.eigenvalues, self.rank, self.norms, self.num_train, scored, vectors)
+
+    def range_weights(self, vectors: Tensor, gradients: Callable[[], Gradients] | None = None) -> Tensor:
+        """Return the (k, N) weights α with α @ rows equal to `vectors` on range(F): α = Q R⁻ᵀ v, rows = Q R."""
+        q, r = torch.linalg.qr(self.rows[: self.num_train, : self.rank])
+        inside = torch.linalg.solve_triangular(r.T, vectors[:, : self.rank].T, upper=False)
+        return torch.nn.functional.pad((q @ inside).T, (0, len(self.rows) - self.num_train))
 
     def entries(self, columns: Tensor, chosen: Tensor) -> Tensor:
         """Return the (K, r) entries of the basis in K columns, which solve rows @ basisᵀ = columns.
@@ -112,14 +125,29 @@ class ParameterBasis:
 
     def geometry(self, scored: ScoredVectors, gradients: Callable[[], Gradients]) -> Geometry:
         """Return the coordinates of what is scored, in one pass over the gradients."""
-        sums, query_rows = scored.subset_weights(self.norms), scored.query_rows.to(self.norms.device)
-        vectors = self.norms.new_zeros(len(sums) + len(query_rows), len(self.directions))
+        sums, unit_rows = scored.subset_weights(self.norms), scored.unit_rows.to(self.norms.device)
+        vectors = self.norms.new_zeros(len(sums) + len(unit_rows), len(self.directions))
         for start, rows in gradients().unit_rows():
             stop = start + len(rows)
             vectors[: len(sums)] += sums[:, start:stop] @ rows
-            here = torch.nonzero((query_rows >= start) & (query_rows < stop)).flatten()
-            vectors[len(sums) + here] = rows[query_rows[here] - start]
-        return Geometry(self.eigenvalues, self.rank, self.norms, self.num_train, scored, vectors @ self.directions)
+            here = torch.nonzero((unit_rows >= start) & (unit_rows < stop)).flatten()
+            vectors[len(sums) + here] = rows[unit_rows[here] - start]
+        vectors = scored.with_kernel_parts(vectors @ self.directions, self.rank)
+        return Geometry(self.eigenvalues, self.rank, self.norms, self.num_train, scored, vectors)
+
+    def range_weights(self, vectors: Tensor, gradients: Callable[[], Gradients]) -> Tensor:
+        """Return the (k, N) weights α = v K⁻¹ Gᵀ, G the unit training rows on range(F) and K = GᵀG, in two passes."""
+        inside = self.directions[:, : self.rank]
+        gram = self.norms.new_zeros(self.rank, self.rank)
+        for start, rows in gradients().unit_rows():
+            known = rows[: max(0, self.num_train - start)] @ inside
+            gram.addmm_(known.T, known)
+        solved = torch.linalg.solve(gram, vectors[:, : self.rank].T)
+        weights = self.norms.new_zeros(len(vectors), len(self.norms))
+        for start, rows in gradients().unit_rows():
+            known = rows[: max(0, self.num_train - start)] @ inside
+            weights[:, start : start + len(known)] = (known @ solved).T
+        return weights
 
     def entries(self, columns: Tensor, chosen: Tensor) -> Tensor:
         """Return the (K, r) entries of the basis in K columns."""

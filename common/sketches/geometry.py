@@ -15,20 +15,56 @@ RESOLUTION = 1e-12
 
 
 @dataclass(frozen=True)
+class ScoredParts:
+    """Rows that stand for the scored vectors (their coordinates, or sketches of them), part by part."""
+
+    subset_sums: Tensor
+    """(S, .) sums of the actual training gradients of each subset."""
+    train: Tensor
+    """(p, .) unit training gradients."""
+    queries: Tensor
+    """(k, .) unit query gradients."""
+    kernel: Tensor
+    """(k, .) part of each unit query in ker(F); (0, .) where that is not asked for."""
+
+
+@dataclass(frozen=True)
 class ScoredVectors:
-    """Which vectors will be scored: sums of training gradients over subsets, if any, then queries."""
+    """Which vectors will be scored: sums over subsets, training gradients, queries, and what of these is in ker(F)."""
 
     query_rows: Tensor
     """(k,) int64, the rows that are queries, scaled to unit length: training rows, or rows behind them."""
     subsets: Tensor | None = None
     """(S, h) int64 training samples of each subset, whose actual gradients are summed."""
+    train_rows: Tensor | None = None
+    """(p,) int64, training rows that are scored with every query, scaled to unit length."""
+    kernel_parts: bool = False
+    """Whether the part of every query in ker(F) is scored by itself as well."""
+
+    def split(self, vectors: Tensor) -> ScoredParts:
+        """Return the rows of something known for every vector, part by part."""
+        sizes = [0 if rows is None else len(rows) for rows in (self.subsets, self.train_rows, self.query_rows)]
+        return ScoredParts(*vectors.split([*sizes, len(self.query_rows) if self.kernel_parts else 0]))
+
+    @property
+    def unit_rows(self) -> Tensor:
+        """(p + k,) int64, the rows that are scored by themselves, scaled to unit length."""
+        return self.query_rows if self.train_rows is None else torch.cat([self.train_rows, self.query_rows])
+
+    def with_kernel_parts(self, vectors: Tensor, rank: int) -> Tensor:
+        """Return coordinates of all vectors, from those of all but the kernel parts, `rank` directions in range(F)."""
+        if not self.kernel_parts:
+            return vectors
+        kernel = vectors[len(vectors) - len(self.query_rows) :].clone()
+        kernel[:, :rank] = 0
+        return torch.cat([vectors, kernel])
 
     def weights(self, norms: Tensor) -> Tensor:
-        """Return the (S + k, N) float64 weights whose product with the unit rows gives the vectors.
+        """Return the float64 weights whose product with the (N, d) unit rows gives the vectors, without kernel parts.
 
         Sparse where there are no subsets. `norms` are the (N,) lengths of the gradients.
         """
-        rows = self.query_rows.to(norms.device)
+        rows = self.unit_rows.to(norms.device)
         positions = torch.stack([torch.arange(len(rows), device=norms.device), rows])
         ones = torch.ones(len(rows), dtype=torch.float64, device=norms.device)
         queries = torch.sparse_coo_tensor(positions, ones, (len(rows), len(norms)), check_invariants=True)
@@ -59,17 +95,22 @@ class Geometry:
     scored: ScoredVectors
     """Which vectors are scored."""
     vectors: Tensor
-    """(S + k, r) coordinates of the scored vectors: subset sums, then unit queries; a zero gradient stays zero."""
+    """(v, r) coordinates of the scored vectors, in the order of `ScoredParts`; a zero gradient stays zero."""
 
     @property
     def queries(self) -> Tensor:
         """(k, r) coordinates of the unit query gradients."""
-        return self.vectors[len(self.vectors) - len(self.scored.query_rows) :]
+        return self.scored.split(self.vectors).queries
+
+    @property
+    def train(self) -> Tensor:
+        """(p, r) coordinates of the unit training gradients that are scored with every query."""
+        return self.scored.split(self.vectors).train
 
     @property
     def subset_sums(self) -> Tensor:
         """(S, r) coordinates of the sums of the actual training gradients of each subset."""
-        return self.vectors[: len(self.vectors) - len(self.scored.query_rows)]
+        return self.scored.split(self.vectors).subset_sums
 
     @property
     def outside_energy(self) -> Tensor:

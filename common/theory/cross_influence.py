@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from common.theory.column_sample import ColumnSample
 from common.theory.pooled_errors import pooled_error_summary
-from common.theory.sketch_law import law_on_grid
+from common.theory.sketch_law import sketch_law
 from common.theory.spectrum import Spectrum
 
 # ε_95 must not hang on pairs whose bias is not known
@@ -51,8 +51,19 @@ def predict_cross_error(
         sjlt_columns: for an SJLT with one entry a column, whose law depends on how leverage is spread over columns.
 
     """
-    left, right, ms, ridges = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (left, right, ms, ridges))
-    law = law_on_grid(spectrum, ms, ridges, corrected, sjlt_columns)
+    ms, ridges = (torch.as_tensor(x, dtype=torch.float64).flatten() for x in (ms, ridges))
+    cells = predict_cross_error_at(
+        spectrum, left, right, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns
+    )
+    return CrossErrorPrediction(*(getattr(cells, f.name).reshape(len(ms), -1) for f in fields(cells)))
+
+
+def predict_cross_error_at(
+    spectrum: Spectrum, left, right, m, ridge, corrected: bool = False, sjlt_columns: ColumnSample | None = None
+) -> CrossErrorPrediction:
+    """Return `predict_cross_error` at single cells: m and ridge of one shape (cells,), as is the answer."""
+    left, right = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (left, right))
+    law = sketch_law(spectrum, m, ridge, corrected, sjlt_columns)
     own = spectrum.difference_variance(left, right, law.mu, law.ridge)
     products, left, right = left * right, left.square(), right.square()
     exact = spectrum.resolvent_weights(1, law.ridge)
@@ -61,8 +72,7 @@ def predict_cross_error(
     second = spectrum.resolvent_weights(2, law.mu)
     variance = ((left @ second) * (right @ second) + (products @ second) ** 2) / law.dof * law.mu**2
     bias, std = _without_own_noise(bias / scale, variance / scale**2, own / scale**2)
-    summary = pooled_error_summary(bias, std, torch.zeros_like(std))
-    return CrossErrorPrediction(*(value.reshape(ms.numel(), ridges.numel()) for value in summary))
+    return CrossErrorPrediction(*pooled_error_summary(bias, std, torch.zeros_like(std)))
 
 
 def _without_own_noise(bias: Tensor, variance: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,28 @@ def smallest_dimensions(
         corrected: solve the sketched problem with the corrected ridge.
         sjlt_columns: see sjlt.py.
     """
+
+    def error(m: Tensor, ridge: Tensor) -> Tensor:
+        return predict_self_influence_at(spectrum, queries, m, ridge, corrected, sjlt_columns).eps_95
+
+    return smallest_dimensions_of(error, ridges, target, largest)
+
+
+def smallest_dimensions_of(
+    error: Callable[[Tensor, Tensor], Tensor], ridges: list[float], target: float, largest: int
+) -> list[int | None]:
+    """Return for every λ the smallest m with a predicted error <= target, to 0.3 %; None where `largest` does not do.
+
+    Args:
+        error: (m, λ), (L,) each -> (L,) predicted errors, which fall with m; NaN where there is none.
+        ridges: λ > 0.
+        target: ε.
+        largest: largest m allowed.
+    """
     ridge = torch.tensor(ridges, dtype=torch.float64)
 
     def reaches(m: Tensor) -> Tensor:
-        law = predict_self_influence_at(spectrum, queries, m, ridge, corrected, sjlt_columns)
-        return law.eps_95 <= target  # NaN, where no correction exists, is not reached
+        return error(m, ridge) <= target  # NaN, where no correction exists, is not reached
 
     high = torch.full_like(ridge, largest)
     possible = reaches(high)

@@ -13,6 +13,7 @@ from common.experiments.metrics import (
     error_statistics,
     lds_per_query,
     linear_datamodeling_score,
+    pooled_errors,
     spearman_columns,
     summarise_lds,
 )
@@ -242,3 +243,22 @@ def test_fewer_than_two_queries_have_no_interval():
     assert (result.mean, result.num_bad) == (0.5, 1)
     assert math.isnan(result.low)
     assert math.isnan(result.high)
+
+
+# --- errors of many pairs -----------------------------------------------------------------------------------
+
+
+def test_errors_are_pooled_as_numpy_pools_them_and_200_of_them_stand_for_all():
+    errors = torch.rand(40, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 3
+    found = pooled_errors(errors)
+    flat = errors.flatten().numpy()
+    expected = [flat.mean(), *np.quantile(flat, [0.5, 0.95, 0.99, 1])]
+    assert [found.eps_mean, found.eps_50, found.eps_95, found.eps_99, found.eps_max] == pytest.approx(expected)
+    assert found.quantiles == pytest.approx(np.quantile(flat, (np.arange(200) + 0.5) / 200), rel=1e-6)
+    assert np.quantile(found.quantiles, [0.5, 0.95, 0.99], method="hazen") == pytest.approx(expected[1:4], rel=5e-3)
+
+
+def test_errors_that_are_not_finite_are_left_out():
+    errors = torch.tensor([[1.0, torch.nan], [torch.inf, 3.0]])
+    assert pooled_errors(errors).eps_mean == 2.0
+    assert np.isnan(pooled_errors(torch.full((2,), torch.nan)).eps_95)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.experiments.options import QueryChoice
-from common.experiments.queries import choose_queries, draw_queries
+from common.experiments.queries import choose_queries, choose_training_rows, draw_queries
 from common.foundations.errors import UserError
 from common.records import Examples, Workload
 
@@ -85,3 +85,17 @@ def test_more_queries_than_samples_are_said_once(workload, capsys):
     for kind, count in (("self", TRAIN), ("test", TEST)):
         draw_queries(workload, QueryChoice(kind, count + 1, 0))
         assert capsys.readouterr().out == f"--num_test_grads {count + 1}: all {count} samples there are\n"
+
+
+def test_training_rows_of_pairs_are_drawn_by_the_seed_among_those_with_a_gradient(capsys):
+    norms = torch.cat([torch.ones(TRAIN), torch.ones(9)])
+    rows = choose_training_rows(norms, TRAIN, 15, seed=3)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert (len(rows), rows.max() < TRAIN) == (15, True)
+    assert torch.equal(rows, choose_training_rows(norms, TRAIN, 15, seed=3))
+    assert not torch.equal(rows, choose_training_rows(norms, TRAIN, 15, seed=4))
+    norms[rows] = 0
+    assert not set(choose_training_rows(norms, TRAIN, 15, seed=3).tolist()) & set(rows.tolist())
+    assert capsys.readouterr().out == ""
+    assert len(choose_training_rows(norms, TRAIN, 30, seed=3)) == 25
+    assert capsys.readouterr().out == "--num_train_grads 30: all 25 training gradients that are not zero\n"
