@@ -14,15 +14,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import Gradients
+from common.sketches.matrices import DenseMatrix, SparseMatrix
 
 try:
     from sjlt import SJLTProjection  # CUDA kernel; requirements-cuda.txt
 except ImportError:
     SJLTProjection = None
-
-TILE_NUMBERS = 2**24
 
 
 class Projector(ABC):
@@ -40,19 +38,18 @@ class Projector(ABC):
         """Return PG̃ᵀ, (m, N) float32, for m <= max_m out of what `project` returned."""
 
 
-class _DenseProjector(Projector):
-    stream: int
+class DenseProjector(Projector):
+    """Independent entries: `normal` or `rademacher`, see DenseMatrix."""
 
-    @abstractmethod
-    def _entries(self, generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
-        """Return independent unscaled entries, float32 with mean 0 and variance 1."""
+    def __init__(self, kind: str, seed: int):
+        super().__init__(seed)
+        self.kind = kind
 
     def project(self, gradients, max_m, trial):
+        matrix = DenseMatrix(self.kind, max_m, self.seed, trial)
         projected = None
-        tile_width = max(16, TILE_NUMBERS // max_m)
-        for tile, block in _tiles(gradients.unit_blocks(), tile_width):
-            generator = make_generator(block.device, self.seed, trial, self.stream, tile)
-            entries = self._entries(generator, (max_m, tile_width))
+        for tile, block in _tiles(gradients.unit_blocks(), matrix.tile_width):
+            entries = matrix.tile(tile, block.device)
             if projected is None:
                 projected = torch.zeros(max_m, len(block), device=block.device)
             projected.addmm_(entries[:, : block.shape[1]], block.T)
@@ -62,47 +59,15 @@ class _DenseProjector(Projector):
         return projected[:m] / m**0.5
 
 
-class NormalProjector(_DenseProjector):
-    """Independent N(0, 1/m) entries."""
-
-    stream = 0
-
-    def _entries(self, generator, shape):
-        return torch.randn(shape, generator=generator, device=generator.device)
-
-
-class RademacherProjector(_DenseProjector):
-    """Independent entries +1/√m or -1/√m with probability 1/2 each."""
-
-    stream = 1
-
-    def _entries(self, generator, shape):
-        signs = torch.randint(0, 2, shape, generator=generator, device=generator.device, dtype=torch.int8)
-        return signs.float().mul_(2).sub_(1)
-
-
 class SjltProjector(Projector):
-    """Sparse Johnson-Lindenstrauss transform: c entries ±1/√c in every column, all others zero.
-
-    The m rows form c blocks of m/c; every column has one entry in each block, its row uniform, its sign fair, all
-    independent (the block construction of Kane and Nelson, arXiv 1012.1577; a CountSketch for c = 1). m and c are
-    powers of two, c <= m. The row inside a block is a uniform integer reduced modulo m/c, so the sketch of size m
-    is the sketch of size 2m with the two halves of every block added up.
-    """
-
-    stream = 2
+    """Sparse Johnson-Lindenstrauss transform, see SparseMatrix; m and c are powers of two, c <= m."""
 
     def __init__(self, seed: int, sparsity: int = 1):
         super().__init__(seed)
         self.sparsity = sparsity
 
     def project(self, gradients, max_m, trial):
-        generator = make_generator("cpu", self.seed, trial, self.stream)
-        shape = (gradients.num_columns, self.sparsity)
-        block_size = max_m // self.sparsity
-        rows = torch.randint(0, 2**40, shape, generator=generator) % block_size
-        rows += torch.arange(self.sparsity) * block_size
-        signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
+        rows, signs = SparseMatrix(max_m, self.sparsity, self.seed, trial).columns(gradients.num_columns)
         projected = None
         for start, block in gradients.unit_blocks():
             if projected is None:
@@ -130,7 +95,7 @@ def make_projector(proj_type: str, seed: int, sjlt_sparsity: int = 1) -> Project
     """Return the projector named `normal`, `rademacher` or `sjlt`."""
     if proj_type == "sjlt":
         return SjltProjector(seed, sjlt_sparsity)
-    return {"normal": NormalProjector, "rademacher": RademacherProjector}[proj_type](seed)
+    return DenseProjector(proj_type, seed)
 
 
 def _tiles(blocks: Iterable[tuple[int, Tensor]], width: int) -> Iterator[tuple[int, Tensor]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm
 
-from common.sketches import projectors
+from common.sketches import matrices as entries
 from common.sketches.projectors import make_projector
 from tests.reference import DenseGradients, normal, projection_matrix
 
@@ -22,7 +22,7 @@ TILE_NUMBERS = 2**12
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Matrices of test size then span several tiles."""
-    monkeypatch.setattr(projectors, "TILE_NUMBERS", TILE_NUMBERS)
+    monkeypatch.setattr(entries, "TILE_NUMBERS", TILE_NUMBERS)
 
 
 def matrices(kind, sparsity, d, m, count, max_m=None, seed=5):

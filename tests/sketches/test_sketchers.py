@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from common.sketches import projectors
+from common.sketches import matrices
 from common.sketches.influence import sketched_self_influence
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
@@ -24,7 +24,7 @@ FALSE_ALARM = 1e-4
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Matrices of test size then span several tiles."""
-    monkeypatch.setattr(projectors, "TILE_NUMBERS", 2**8)
+    monkeypatch.setattr(matrices, "TILE_NUMBERS", 2**8)
 
 
 def make_problem_data(d=D, num_train=N_TRAIN):
