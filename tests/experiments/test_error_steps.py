@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from common.experiments import error_steps, error_sweep
+from common.experiments.error_study import make_study
 from common.experiments.options import BoundsOptions
 from common.foundations.errors import UserError
 
@@ -39,6 +40,7 @@ def test_a_limit_that_no_ridge_reaches_is_one_line_with_the_largest_dimension(st
 def test_a_sweep_measures_every_cell_of_every_trial_once(start):
     shared, run, prepared = start("--num_trials", "2", "--max_m", "4")
     cells = error_steps.choose_cells(bounds(shared), run, prepared)
-    trials = error_sweep.trial_table(error_steps.sweep(shared, run, prepared, cells))
+    study = make_study(bounds(shared), run, prepared, cells)
+    trials = error_sweep.trial_table(error_steps.sweep(shared, run, prepared, cells, study.measure))
     found = list(trials[["trial", "m", "lambda"]].itertuples(index=False, name=None))
     assert found == [(trial, m, ridge) for trial in (0, 1) for m in (1, 2, 4) for ridge in cells.ridges]
