@@ -7,23 +7,17 @@ closed form, and writes tables and a figure to results/hyperparam_selection/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, script
+from common.experiments import arguments, ground_truth_arguments, script
 from common.experiments.options import RunRequest, SelectionOptions
 from common.experiments.run import Run
-from common.foundations.errors import UserError
 
 
 def parse_arguments() -> tuple[SelectionOptions, RunRequest]:
     """Return the checked options, and what the run folder is named after."""
     parser = arguments.make_parser(__doc__, min_m=32)
-    add = parser.add_argument
-    add("--val_ratio", type=arguments.open_unit_float, default=0.1, help="share of the queries that select λ and m")
-    add("--num_subsets", type=arguments.positive_int, default=50, help="subset models behind the ground truth")
+    ground_truth_arguments.add_ground_truth_options(parser)
     args = arguments.parse(parser)
-    if args.num_subsets < 3:
-        raise UserError(f"--num_subsets {args.num_subsets}: a rank correlation needs at least 3 subset models")
-    shared = arguments.shared_options(args, query_kind="test")
-    options = SelectionOptions(shared, args.val_ratio, args.num_subsets)
+    options = ground_truth_arguments.selection_options(args, arguments.shared_options(args, query_kind="test"))
     return options, arguments.run_request("hyperparam_selection", args, parser)
 
 

@@ -24,20 +24,24 @@ from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCRIPTS = ("spectrum_bounds.py", "hyperparam_selection.py", "audit_projections.py", "bench.py")
+EXPERIMENTS = ("spectrum_bounds.py", "hyperparam_selection.py", "factorized_influence.py")
+SCRIPTS = (*EXPERIMENTS, "audit_projections.py", "bench.py")
+OF_SKETCHES = "Sketches of spectrum_bounds.py and hyperparam_selection.py"
 SECTIONS_OF_OPTIONS = {
-    "spectrum_bounds.py": ("Both experiments", "Only spectrum_bounds.py"),
-    "hyperparam_selection.py": ("Both experiments", "Only hyperparam_selection.py"),
+    "spectrum_bounds.py": ("All experiments", OF_SKETCHES, "Only spectrum_bounds.py"),
+    "hyperparam_selection.py": ("All experiments", OF_SKETCHES, "Only hyperparam_selection.py"),
+    "factorized_influence.py": ("All experiments", "Only factorized_influence.py"),
     "audit_projections.py": ("audit_projections.py",),
     "bench.py": ("bench.py",),
 }
 FILES = sections(read("docs/files.md"))
 # what a toy run on a machine without GPU and network does not record
 ELSEWHERE = {"peak_cuda_memory_bytes"}
-TOY = ["--num_train", "30", "--epochs", "1", "--max_m", "64", "--num_trials", "1", "--num_test_grads", "10"]
+TOY = ["--num_train", "30", "--epochs", "1", "--num_trials", "1", "--num_test_grads", "10"]
 TOY_OWN = {
-    "spectrum_bounds.py": ["--min_d_lambda", "0"],
-    "hyperparam_selection.py": ["--num_subsets", "4", "--val_ratio", "0.3"],
+    "spectrum_bounds.py": ["--max_m", "64", "--min_d_lambda", "0"],
+    "hyperparam_selection.py": ["--max_m", "64", "--num_subsets", "4", "--val_ratio", "0.3"],
+    "factorized_influence.py": ["--m_a", "8", "--m_e", "4", "--num_subsets", "4", "--val_ratio", "0.3"],
 }
 DOCUMENTED = {tuple(command[1:]): None for page in PAGES for command in commands(read(page)) if command[0] == "python"}
 
@@ -215,14 +219,16 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documented")
     # well trained, and with queries inside range(F): then some m is predicted to be useful, and recommended
     workload = write_tiny(folder, "recipe = TrainingRecipe(epochs=30, learning_rate=0.3)\ntest = train")
-    common = ["--workload", str(workload), "--ridge_correction", "--num_trials", "2", "--min_m", "8", "--max_m", "32"]
+    common = ["--workload", str(workload), "--num_trials", "2"]
     common += ["--lambda_exp_min", "-6", "--lambda_exp_max", "-4", "--num_test_grads", "20"]
     for option in ("output_dir", "benchmark_dir", "cache_dir"):
         common += [f"--{option}", str(folder / option)]
+    assert run("factorized_influence.py", *common, "--num_subsets", "5", "--val_ratio", "0.5", "--m_a", "4") == 0
+    common += ["--ridge_correction", "--min_m", "8", "--max_m", "32"]
     assert run("spectrum_bounds.py", *common, "--proj_type", "sjlt", "--grad_dtype", "bfloat16") == 0
     assert run("hyperparam_selection.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
     assert run("audit_projections.py", *audit_options(folder), "--output_dir", str(folder / "output_dir")) == 0
-    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in SCRIPTS[:3]]
+    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in SCRIPTS[:-1]]
     # test samples of its own: none of them lies inside range(F)
     other = ["--workload", str(write_tiny(folder)), "--output_dir", str(folder / "cross"), "--test_mode", "test"]
     assert run("spectrum_bounds.py", *common, *other, "--scores", "cross", "--min_d_lambda", "0") == 0
@@ -251,13 +257,14 @@ def test_every_file_of_a_run_is_documented(finished):
 
 
 def test_every_field_of_config_json_is_documented_and_every_documented_field_is_there(finished):
-    experiments = ("spectrum_bounds", "hyperparam_selection", "spectrum_bounds --scores cross")
+    names = [Path(name).stem for name in EXPERIMENTS]
+    experiments = (*names, "spectrum_bounds --scores cross")
     configs = [json.loads((finished[name] / "config.json").read_text()) for name in experiments]
     assert set().union(*configs) == documented("config.json") - ELSEWHERE
     explained = set(code_spans(FILES["config.json"]))
     for config in configs:
         assert set(config["seconds"]) <= explained
-        gaps = {re.sub("^corrected_", "", name) for name in config["prediction_gaps"]}
+        gaps = {re.sub("^corrected_", "", name) for name in config.get("prediction_gaps", ())}
         assert {name if name in explained else re.sub("gap_.*", "gap_...", name) for name in gaps} <= explained
     assert set(configs[0]["grad_dtype_effect"][0]) - {"lambda"} <= explained
 

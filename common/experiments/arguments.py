@@ -49,9 +49,9 @@ def dimension(text: str) -> int:
     return _parse(text, int, lambda value: 1 <= value <= 2**40, "an integer >= 1 (and at most 2^40)")
 
 
-def dimensions(text: str) -> tuple[int, ...]:
-    """Parse dimensions separated by commas; return them ascending, each once."""
-    return tuple(sorted({dimension(part) for part in text.split(",")}))
+def dimensions(text: str) -> str:
+    """Parse dimensions with commas between them; return them as such a text, ascending, each once."""
+    return ",".join(map(str, sorted({dimension(part) for part in text.split(",")})))
 
 
 def seed_int(text: str) -> int:
