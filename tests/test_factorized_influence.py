@@ -12,7 +12,8 @@ import pytest
 import factorized_influence
 import hyperparam_selection
 from common.curvature import fisher, sketches
-from common.experiments import factored_figure, factored_sweep, lds_figure, script
+from common.experiments import arguments, factored_figure, factored_sweep, lds_figure, script
+from tests.pretended_device import pretended_device
 from tests.tiny import write_tiny
 
 FILES = {"config.json", "lds.csv", "layers.csv", "summary.csv", "layer_errors.csv", "figure.png", "figure.pdf"}
@@ -29,7 +30,7 @@ def run(tmp_path, toy_benchmarks, monkeypatch, capsys):
     def call(*options, script_module=factorized_influence, output="results", subject=("--workload", workload)):
         folders = ["--output_dir", str(tmp_path / output), "--benchmark_dir", str(toy_benchmarks)]
         folders += ["--cache_dir", str(toy_benchmarks / "cache")]
-        monkeypatch.setattr(sys, "argv", [f"{script_module.__name__}.py", *subject, *TOY, *options, *folders])
+        monkeypatch.setattr(sys, "argv", [f"{script_module.__name__}.py", *subject, *TOY, *folders, *options])
         with pytest.raises(SystemExit) as stop:
             script.run_script(script_module.main)
         out = capsys.readouterr()
@@ -140,6 +141,18 @@ def test_relative_ridges_are_in_units_of_each_curvature(run):
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-12)
     # EK-FAC has the trace of F over all 40 parameters
     assert layers["ridge_ekfac"][3] * 40 == pytest.approx(config["mean_eigenvalue"] * config["rank"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("no_figure")
+def test_on_a_pretended_gpu_no_two_devices_meet_and_the_numbers_are_those_of_the_cpu(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "version", lambda name: "of a build with CUDA")
+    options = [*SIZES, "--cache_dir", str(tmp_path / "cache")]
+    _, _, _, expected = run(*options, "--device", "cpu", output="cpu")
+    with pretended_device():
+        status, _, _, folder = run(*options, "--device", "cuda", output="cuda")
+    assert status == 0
+    for name, table in tables(folder).items():
+        pd.testing.assert_frame_equal(table, tables(expected)[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

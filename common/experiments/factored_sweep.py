@@ -46,7 +46,7 @@ class Ridges:
         unit = mean_eigenvalue(eigenvalues) if self.relative else 1.0
         if not unit > 0:
             raise UserError(f"--lambda_scale relative: the curvature of {name} is zero, so that it has no scale")
-        return torch.tensor(self.values, dtype=torch.float64, device=eigenvalues.device) * unit
+        return torch.tensor(self.values, dtype=torch.float64).to(eigenvalues.device) * unit
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ExactScores:
     """(ridges, S, k) float64 B between subset sums and queries."""
 
     def add(self, part: BlockCoordinates, ridges: Ridges) -> Tensor:
-        """Add those of one block; return its own (ridges, k) φ with K-FAC."""
+        """Add those of one block; return its own (ridges, k) φ with K-FAC, on the CPU."""
         found = {}
         for name, eigenvalues in part.eigenvalues.items():
             solved = ridges.of(eigenvalues, part.factored.block.name)
@@ -67,7 +67,7 @@ class ExactScores:
             cross = cross_influence(eigenvalues, part.subset_sums, part.queries, solved)
             self.own[name] = self.own[name] + found[name] if name in self.own else found[name]
             self.cross[name] = self.cross[name] + cross if name in self.cross else cross
-        return found[KFAC]
+        return found[KFAC].cpu()
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _sketches(part: BlockCoordinates, own: Tensor, task: SketchTask, entropy: tu
     for size, m in kept.items():
         yield (DECOUPLED, size), m, apart[size].cpu()
         whole = m == factored.block.size
-        yield (JOINT, size), m, own.cpu() if whole else together[m].cpu() if m in together else None
+        yield (JOINT, size), m, own if whole else together[m].cpu() if m in together else None
 
 
 def summarise(units: pd.DataFrame, own: Tensor, ridges: Ridges, d_lambda: Sequence[float]) -> pd.DataFrame:
