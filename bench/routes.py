@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bench import MIN_M
+from bench import MIN_M, kronecker
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.gradients.layer_capture import Routes
@@ -53,9 +53,9 @@ def compare_sweeps(benchmark_dir: Path, num_train: int, max_m: int) -> pd.DataFr
 
 
 def compare_preparation(benchmark_dir: Path, num_train: int) -> pd.DataFrame:
-    """Return one row a route: seconds of gradients, Gram matrix and ground-truth models, and memory as above."""
+    """Return one row a route: seconds of gradients, Gram matrix, ground-truth models, EK-FAC; memory as above."""
     rows = []
-    for what, route, step in STEPS:
+    for what, route, step in [*STEPS, *kronecker.steps()]:
         measured = _in_own_process(_timed_step, step, benchmark_dir, num_train)
         rows.append({"what": what, "route": route, **measured})
     return pd.DataFrame(rows)

@@ -97,10 +97,10 @@ def gather(
     squares = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
     sums = {name: squares[name].new_zeros(num_subsets, *shape) for name, shape in shapes.items()}
     rotated = {name: torch.zeros(len(scale), *shape, device=device) for name, shape in shapes.items()}
-    for rows, name, found in _coordinates(wanted, train):
+    for rows, name, found in of_batches(wanted, train):
         squares[name] += found.square().sum(0)
         sums[name].flatten(1).addmm_(memberships[:, rows], found.flatten(1))
-    for rows, name, found in _coordinates(wanted, queries):
+    for rows, name, found in of_batches(wanted, queries):
         rotated[name][rows] = (found * scale[rows, None, None]).float()
     return [
         BlockCoordinates(factored, squares[name] / num_train, sums[name].float(), rotated[name])
@@ -108,7 +108,7 @@ def gather(
     ]
 
 
-def _coordinates(wanted: dict[str, FactoredBlock], batches: Batches) -> Iterator[tuple[slice, str, Tensor]]:
+def of_batches(wanted: dict[str, FactoredBlock], batches: Batches) -> Iterator[tuple[slice, str, Tensor]]:
     for rows, shares in batches:
         for share in shares:
             name = share.parameter.name
