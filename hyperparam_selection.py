@@ -31,7 +31,7 @@ def main() -> None:
 def experiment(options: SelectionOptions, run: Run) -> None:
     """Measure, predict, choose, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import lds_figure, lds_steps, lds_sweep
+    from common.experiments import lds_figure, lds_steps, lds_sweep, ridge_path
     from common.experiments.preparation import prepare
     from common.experiments.selection import select
 
@@ -46,29 +46,34 @@ def experiment(options: SelectionOptions, run: Run) -> None:
         is_sjlt = shared.sketches.proj_type == "sjlt"
         predicted = lds_sweep.predict(lds_sweep.fine_dimensions(prepared.ms, only_powers_of_two=is_sjlt), task)
         advice = lds_sweep.cheapest(predicted, exact)
-    run.write_table("predicted.csv", predicted)
+        closer = ridge_path.refine(predicted, task)
+    run.write_table("predicted.csv", closer)
+    predicted_path = ridge_path.predicted_path(closer, prepared.ms)
 
-    # with sketches: the grid, and the recommended point
-    selection = None
+    # with sketches: the grid, the predicted best λ of every m, and the recommended point
+    selection, joint, path = None, None, ridge_path.predicted_paths(predicted_path)
     table = predicted[predicted["m"].isin(prepared.ms)]
     if not shared.predict_only:
         ms = sorted({*prepared.ms, *([advice["m"]] if advice else [])})
+        task = ridge_path.with_path(task, predicted_path)
         units = lds_steps.sweep(shared, run, prepared, task, ms)
         trials = lds_sweep.trial_table(units, task)
         run.write_table("trials.csv", trials)
-        table = lds_sweep.summarise(units, task).merge(predicted, how="left")
+        table = lds_sweep.summarise(units, task).merge(closer, how="left")
         run.record(prediction_gaps=lds_sweep.prediction_gaps(table))
-        selection = select(lds_sweep.selection_grid(trials, exact, task))
+        grid = lds_sweep.selection_grid(trials, exact, task)
+        selection = select(grid)
+        path, joint = ridge_path.paths(grid, lds_sweep.resampled_grid(units, task), predicted_path, table)
         advice = lds_sweep.measured_at(advice, table)
 
     table = lds_sweep.join(table, exact)
     run.write_table("summary.csv", table)
-    run.write_json("selection.json", lds_steps.choices(selection, advice))
+    run.write_json("selection.json", lds_steps.choices(selection, path, joint, advice))
     with run.phase("figure"):
         law, subsets = shared.sketches.proj_type, f"{options.num_subsets} subset models"
         title = f"{prepared.workload.name}, {law} projection, {subsets}"
-        lds_figure.draw_hyperparam_selection(run.folder, table, predicted, selection, title)
-    lds_steps.report(run, selection, advice, table)
+        lds_figure.draw_hyperparam_selection(run.folder, table, predicted, selection, path, title)
+    lds_steps.report(run, selection, path, joint, advice, table)
 
 
 if __name__ == "__main__":

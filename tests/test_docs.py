@@ -274,6 +274,7 @@ def test_every_field_of_selection_json_is_documented_and_every_documented_field_
     section = "hyperparam_selection: selection.json"
     assert set(selection) == documented(section)
     nested = {*selection["theory_m"][0], *selection["m_at_least_d_lambda"], *selection["predicted_choice"]}
+    nested |= {*selection["by_m"][0], *selection["joint"], *selection["joint"]["best"]}
     assert nested <= set(code_spans(FILES[section]))
 
 
@@ -291,7 +292,7 @@ def test_every_field_that_an_audit_writes_is_documented_and_every_documented_fie
     assert documented(section) <= set(config)
     assert set(config["seconds"]) | set(config) <= set(code_spans(FILES[section]))
     assert set(selection) - set(other) == documented("audit_projections: selection.json")
-    assert set(other) - set(selection) == {"predicted_choice"}
+    assert set(other) - set(selection) == {"predicted_choice", "by_m", "joint"}
 
 
 # --- what runs without a reader -----------------------------------------------------------------------------

@@ -77,6 +77,24 @@ def test_the_choice_maximises_validation_lds_at_the_largest_m_and_never_sees_tes
     assert chosen["val_lds"] == pytest.approx(largest.max(), abs=1e-12)
     at_star = trials[trials["lambda"] == chosen["lambda_star"]].groupby("m")["val_lds"].mean()
     grid = at_star[[m for m in at_star.index if m & (m - 1) == 0]]
+    by_m = {record["m"]: record for record in chosen["by_m"]}
+    assert list(by_m) == [32, 64, 128, 256]
+    on_grid = trials[trials["lambda"].isin([1e-3, 1e-2, 1e-1, 1.0, 10.0])]
+    for m, cells in on_grid[on_grid["m"].isin(by_m)].groupby("m"):
+        val = cells.groupby("lambda")["val_lds"].mean()
+        assert by_m[m]["lambda_star"] == val.idxmax()
+        assert by_m[m]["val_lds"] == pytest.approx(val.max())
+        assert by_m[m]["val_lds_low"] < by_m[m]["val_lds"] < by_m[m]["val_lds_high"]
+    predicted = pd.read_csv(folder / "predicted.csv")
+    for m, record in by_m.items():
+        cells = predicted[predicted["m"] == m].set_index("lambda")["predicted_val_lds"]
+        assert record["predicted_lambda_star"] == cells.idxmax()
+        at = trials[(trials["m"] == m) & (trials["lambda"] == record["predicted_lambda_star"])]
+        assert record["measured_test_lds_at_predicted"] == pytest.approx(at["test_lds"].mean())
+    joint = chosen["joint"]
+    assert joint["m_95_low"] <= joint["m_95"] <= joint["m_95_high"]
+    best = {"m": joint["best"]["m"], "lambda": joint["best"]["lambda"]}
+    assert best in [{"m": cell["m"], "lambda": cell["lambda"]} for cell in joint["not_distinguishable"]]
     assert chosen["m_95"] == grid[grid >= 0.95 * largest.max()].index[0]
     assert [choice["epsilon"] for choice in chosen["theory_m"]] == [0.1, 0.2, 0.3]
 
@@ -106,7 +124,10 @@ def test_predict_only_draws_no_sketch_and_still_recommends(run):
     assert status == 0
     assert not (folder / "trials.csv").exists()
     assert "not measured" in out or "No recommendation" in out
-    assert "predicted_choice" in json.loads((folder / "selection.json").read_text())
+    chosen = json.loads((folder / "selection.json").read_text())
+    assert set(chosen) == {"predicted_choice", "by_m"}
+    assert all(record["lambda_star"] is None for record in chosen["by_m"])
+    assert all(record["predicted_lambda_star"] > 0 for record in chosen["by_m"])
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "sjlt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,16 +33,19 @@ class Cells:
     sjlt_columns: ColumnSample | None = None
     """For an SJLT with one entry a column, whose law depends on how leverage is spread over columns."""
 
-    def corrected(self, m: int) -> list[float]:
-        """Return λ(1 - d_λ/m) for every λ; NaN where m <= d_λ."""
-        return corrected_ridge(self.spectrum, torch.tensor(m), torch.tensor(self.ridges, dtype=torch.float64)).tolist()
+    def corrected(self, m: int, ridges: Sequence[float] | None = None) -> list[float]:
+        """Return λ(1 - d_λ/m) for every λ of the cells, or of those given; NaN where m <= d_λ."""
+        ridge = torch.tensor(self.ridges if ridges is None else ridges, dtype=torch.float64)
+        return corrected_ridge(self.spectrum, torch.tensor(m), ridge).tolist()
 
-    def smallest_ridge(self) -> float:
-        """Return the smallest λ that any cell is solved with."""
-        solved = list(self.ridges)
+    def smallest_ridge(self, more: Mapping[int, Sequence[float]] | None = None) -> float:
+        """Return the smallest λ that any cell is solved with, those of `more` (m -> λ) included."""
+        more = more or {}
+        solved = [*self.ridges, *(ridge for ridges in more.values() for ridge in ridges)]
         if self.ridge_correction:
-            solved += [ridge for m in self.ms for ridge in self.corrected(m) if not math.isnan(ridge)]
-        return min(solved)
+            grid = [(m, self.ridges) for m in self.ms]
+            solved += [ridge for m, ridges in [*grid, *more.items()] for ridge in self.corrected(m, ridges)]
+        return min(ridge for ridge in solved if not math.isnan(ridge))
 
 
 def cell_row(cells: Cells, m: int, trial: int, index: int) -> dict:

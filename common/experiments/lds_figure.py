@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
 from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, ridge_label, save_figure
+from common.experiments.ridge_path import RidgeOfDimension
 from common.experiments.selection import Selection
 
 MAX_CURVES = 5
@@ -20,7 +22,12 @@ OUTLINE = [Stroke(linewidth=2.5, foreground="black"), Normal()]
 
 
 def draw_hyperparam_selection(
-    folder: Path, table: pd.DataFrame, predicted: pd.DataFrame, selection: Selection | None, title: str
+    folder: Path,
+    table: pd.DataFrame,
+    predicted: pd.DataFrame,
+    selection: Selection | None,
+    path: Sequence[RidgeOfDimension],
+    title: str,
 ) -> None:
     """Write figure.png and figure.pdf of experiment 2.
 
@@ -29,6 +36,7 @@ def draw_hyperparam_selection(
         table: summary.csv: sketched cells (measured and predicted, or predicted alone) and exact rows (m = inf).
         predicted: the closed form on its own, finer grid of m.
         selection: the choices; None where nothing was measured.
+        path: the best λ of every m.
         title: says what was measured.
     """
     with matplotlib.rc_context(STYLE):
@@ -41,7 +49,7 @@ def draw_hyperparam_selection(
         _draw_over_dimension(axes[0, 2], table, predicted, selection)
         _draw_effective_dimension(axes[1, 0], table, selection)
         _draw_normalised(axes[1, 1], table, predicted)
-        _draw_map(axes[1, 2], table, predicted)
+        draw_map(axes[1, 2], predicted, path)
         figure.suptitle(title)
         save_figure(figure, folder)
 
@@ -133,21 +141,32 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
         legend_below(axes, ncols=5, title="λ")
 
 
-def _draw_map(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
+def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimension]) -> None:
+    """Draw the predicted validation LDS over (m, λ), with the best λ of every m, predicted and measured.
+
+    Args:
+        axes: where to.
+        predicted: one row an (m, λ) of a full grid.
+        path: the best λ of every m; their intervals are drawn where they are known.
+    """
     ms, ridges = np.unique(predicted["m"]), np.unique(predicted["lambda"])
     lds = predicted.pivot(index="lambda", columns="m", values="predicted_val_lds").to_numpy()
     mesh = axes.pcolormesh(ms, ridges, lds, cmap="cividis", shading="nearest", rasterized=True)
     axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
-    best = ridges[np.nanargmax(lds, axis=0)]
-    axes.plot(ms, best, "-", color="white", linewidth=1.5, label="predicted λ*(m)", path_effects=OUTLINE)
-    sketched, _ = _split(table)
-    if "val_lds" in sketched:
-        measured = sketched.dropna(subset="val_lds")
-        optimum = measured.loc[measured.groupby("m")["val_lds"].idxmax()]
-        axes.plot(optimum["m"], optimum["lambda"], "o", color=ORANGE, markeredgecolor="white", label="measured λ*(m)")
+    known = [(one.m, one.predicted_lambda_star) for one in path if one.predicted_lambda_star is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "-", color="white", lw=1.5, label="predicted λ*(m)", path_effects=OUTLINE)
+    measured = [
+        (one.m, one.lambda_star, one.lambda_low, one.lambda_high) for one in path if one.lambda_star is not None
+    ]
+    if measured:
+        m, star, low, high = (np.array(values) for values in zip(*measured, strict=True))
+        bars = [np.maximum(star - low, 0), np.maximum(high - star, 0)]
+        axes.errorbar(m, star, bars, fmt="o", color=ORANGE, mec="white", elinewidth=1, label="measured λ*(m), 95 %")
     axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ", title="Predicted validation LDS")
     axes.grid(False)
-    legend_below(axes, ncols=2)
+    if known or measured:
+        legend_below(axes, ncols=2)
 
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

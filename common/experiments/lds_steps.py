@@ -7,11 +7,12 @@ import functools
 
 import pandas as pd
 
-from common.experiments import lds_sweep
+from common.experiments import lds_sweep, ridge_path
 from common.experiments.cells import Cells
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions
 from common.experiments.preparation import Prepared, make_sketcher
+from common.experiments.ridge_path import JointChoice, RidgeOfDimension
 from common.experiments.ridges import describe_miss
 from common.experiments.run import Run, bad_values
 from common.experiments.selection import Selection, recommendation
@@ -44,23 +45,37 @@ def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> LdsTas
 def sweep(options: SharedOptions, run: Run, prepared: Prepared, task: LdsTask, ms: list[int]) -> pd.DataFrame:
     """Return one row a (trial, m, λ), those of an interrupted run included."""
     cells = dataclasses.replace(task.cells, ms=ms)
-    sketcher = make_sketcher(options.sketches, prepared, cells.smallest_ridge())
+    beside_the_grid = {m: [ridge] for m, ridge in task.path.items()}
+    sketcher = make_sketcher(options.sketches, prepared, cells.smallest_ridge(beside_the_grid))
     log = UnitLog(run.folder, run.identity(), options.fresh)
     measure = functools.partial(lds_sweep.measure, task=task)
     with run.phase("sketches"):
         return measure_missing(log, sketcher, ms, options.sketches.num_trials, measure)
 
 
-def choices(selection: Selection | None, advice: dict | None) -> dict:
+def choices(
+    selection: Selection | None, path: list[RidgeOfDimension], joint: JointChoice | None, advice: dict | None
+) -> dict:
     """Return selection.json: what was chosen by utility, by theory, and by the closed form."""
     chosen = dataclasses.asdict(selection) if selection else {}
-    return chosen | {"predicted_choice": advice}
+    together = {"joint": ridge_path.joint_record(joint)} if joint else {}
+    by_m = [dataclasses.asdict(record) for record in path]
+    return chosen | together | {"by_m": by_m, "predicted_choice": advice}
 
 
-def report(run: Run, selection: Selection | None, advice: dict | None, table: pd.DataFrame) -> None:
-    """Print the choices, what speaks against them, and a recommendation."""
-    if selection is not None:
-        print(f"\nutility-driven: {recommendation(selection)}")
+def report(
+    run: Run,
+    selection: Selection | None,
+    path: list[RidgeOfDimension],
+    joint: JointChoice | None,
+    advice: dict | None,
+    table: pd.DataFrame,
+) -> None:
+    """Print the choices, how sure they are, what speaks against them, and a recommendation."""
+    if selection is not None and joint is not None:
+        print(f"\nbest λ of every m, with its 95 % interval over other queries and subset models\n{_path_table(path)}")
+        print(f"\nutility-driven: {ridge_path.joint_sentence(joint, path)}")
+        print(f"at one λ for every m: {recommendation(selection)}")
         for choice in selection.theory_m:
             lds = "beyond the grid" if choice.grid_m is None else f"m = {choice.grid_m}: test LDS {choice.test_lds:.3f}"
             print(f"theory-driven, ε = {choice.epsilon:g}: d_λ*/ε² = {choice.m_exact:.0f}, {lds}")
@@ -75,3 +90,19 @@ def report(run: Run, selection: Selection | None, advice: dict | None, table: pd
     if bad := bad_values(table, "rank correlations of queries"):
         print(bad)
     print(lds_sweep.advice_sentence(advice))
+
+
+def _path_table(path: list[RidgeOfDimension]) -> str:
+    table = pd.DataFrame([dataclasses.asdict(record) for record in path])
+    names = {
+        "m": "m",
+        "lambda_star": "λ*(m)",
+        "lambda_low": "from",
+        "lambda_high": "to",
+        "val_lds": "val LDS",
+        "test_lds": "test LDS",
+        "predicted_lambda_star": "predicted λ*(m)",
+        "measured_test_lds_at_predicted": "test LDS there",
+    }
+    shown = table[list(names)].rename(columns=names)
+    return shown.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-")

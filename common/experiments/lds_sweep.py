@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.experiments.cells import Cells
+from common.experiments.lds_bootstrap import Resampling, bootstrap_lds, make_resampling
 from common.experiments.metrics import bootstrap_interval, lds_per_query
 from common.experiments.selection import REACHED_SHARE, LdsGrid
 from common.foundations.seeds import make_generator
@@ -19,6 +20,7 @@ from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem, exact_influence, whitened_or_nan
 from common.theory.lds import predict_lds
 from common.theory.ranks import unit_ranks
+from common.theory.spectrum import effective_dimension
 from common.workloads.benchmark import GroundTruth
 
 SPLIT_STREAM = 1_000_033
@@ -41,6 +43,14 @@ class LdsTask:
     """Projection dimensions m and ridges λ of the grid."""
     seed: int
     """Of the bootstrap."""
+    resampling: Resampling
+    """Of subset models and of the queries that select."""
+    path: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """m -> predicted best λ, which is measured beside the grid; for some m of the grid."""
+
+    def ridges(self, m: int) -> list[float]:
+        """Return λ that are scored at one m: those of the grid, and the predicted best one."""
+        return sorted({*self.cells.ridges, *([self.path[m]] if m in self.path else [])})
 
     @property
     def num_subsets(self) -> int:
@@ -69,20 +79,31 @@ def make_task(
         groups={"val": order[:num_val].sort().values, "test": order[num_val:].sort().values},
         cells=cells,
         seed=seed,
+        resampling=make_resampling(len(losses), num_val, seed),
     )
 
 
 def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:
-    """Return one row a λ: the LDS of every query under one sketch."""
+    """Return one row a λ: the LDS of every query under one sketch, and the mean over those that select, resampled."""
     rows = []
-    for ridge, corrected in zip(task.cells.ridges, task.cells.corrected(m), strict=True):
-        row = {"trial": trial, "m": m, "lambda": ridge, "per_query": _sketched_lds(problem, ridge, task)}
+    ridges = task.ridges(m)
+    for ridge, corrected in zip(ridges, task.cells.corrected(m, ridges), strict=True):
+        row = {"trial": trial, "m": m, "lambda": ridge} | scores_of(whitened_or_nan(problem, ridge), task)
         if task.cells.ridge_correction:
             row["corrected_lambda"] = corrected
             if not math.isnan(corrected):
-                row["corrected_per_query"] = _sketched_lds(problem, corrected, task)
+                row["corrected_per_query"] = _lds(whitened_or_nan(problem, corrected), task).tolist()
         rows.append(row)
     return rows
+
+
+def scores_of(whitened: Tensor, task: LdsTask) -> dict[str, list[float]]:
+    """Return what one sketch at one λ gives, from (v, .) whitened vectors."""
+    parts = task.geometry.scored.split(whitened)
+    val = task.groups["val"]
+    resampled = bootstrap_lds(parts.subset_sums @ parts.queries[val].T, task.losses[:, val], task.resampling)
+    short = [float(f"{value:.6f}") for value in resampled.tolist()]
+    return {"per_query": _lds(whitened, task).tolist(), "val_resampled": short}
 
 
 def exact_rows(task: LdsTask) -> pd.DataFrame:
@@ -128,9 +149,13 @@ def summarise(units: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
     return summary.reset_index()
 
 
-def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
-    """Return one row an (m, λ): the closed-form LDS of both groups, mean and standard deviation over sketches."""
-    index = pd.MultiIndex.from_product([ms, task.cells.ridges], names=["m", "lambda"]).to_frame(index=False)
+def predict(ms: Sequence[int], task: LdsTask, ridges: Sequence[float] | None = None) -> pd.DataFrame:
+    """Return one row an (m, λ): the closed-form LDS of both groups, mean and standard deviation over sketches.
+
+    `ridges` are those of the grid where none are given.
+    """
+    ridges = task.cells.ridges if ridges is None else ridges
+    index = pd.MultiIndex.from_product([ms, ridges], names=["m", "lambda"]).to_frame(index=False)
     table = _with_effective_dimension(index, task)
     for corrected in (False, True) if task.cells.ridge_correction else (False,):
         prediction = predict_lds(
@@ -139,7 +164,7 @@ def predict(ms: Sequence[int], task: LdsTask) -> pd.DataFrame:
             task.geometry.queries,
             task.losses,
             ms,
-            task.cells.ridges,
+            ridges,
             groups=list(task.groups.values()),
             corrected=corrected,
             sjlt_columns=task.cells.sjlt_columns,
@@ -225,9 +250,8 @@ def advice_sentence(advice: dict | None) -> str:
 
 
 def selection_grid(trials: pd.DataFrame, exact: pd.DataFrame, task: LdsTask) -> LdsGrid:
-    """Return the measured LDS of the grid's own m as arrays for the choice rules."""
-    ms = task.cells.ms
-    trials = trials[trials["m"].isin(ms)].sort_values(["trial", "m", "lambda"])
+    """Return the measured LDS of the grid's own (m, λ) as arrays for the choice rules."""
+    ms, trials = task.cells.ms, _on_grid(trials, task)
     shape = (trials["trial"].nunique(), len(ms), len(task.cells.ridges))
     return LdsGrid(
         ms=np.array(ms),
@@ -241,14 +265,28 @@ def selection_grid(trials: pd.DataFrame, exact: pd.DataFrame, task: LdsTask) -> 
     )
 
 
-def _sketched_lds(problem: SketchedProblem, ridge: float, task: LdsTask) -> list[float]:
-    whitened = whitened_or_nan(problem, ridge)
-    scores = whitened[: task.num_subsets] @ whitened[task.num_subsets :].T
-    return lds_per_query(scores.cpu(), task.loss_ranks).tolist()
+def resampled_grid(units: pd.DataFrame, task: LdsTask) -> np.ndarray:
+    """Return the (M, R, B) validation LDS of the grid's own (m, λ) in every resample, mean over trials."""
+    values = np.array(_on_grid(units, task)["val_resampled"].tolist(), dtype=np.float64)
+    return values.reshape(-1, len(task.cells.ms), len(task.cells.ridges), values.shape[1]).mean(0)
+
+
+def _on_grid(rows: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
+    """Return the rows at (m, λ) of the grid, ordered by trial, m and λ."""
+    inside = rows["m"].isin(task.cells.ms) & rows["lambda"].isin(task.cells.ridges)
+    return rows[inside].sort_values(["trial", "m", "lambda"])
+
+
+def _lds(whitened: Tensor, task: LdsTask) -> Tensor:
+    parts = task.geometry.scored.split(whitened)
+    return lds_per_query((parts.subset_sums @ parts.queries.T).cpu(), task.loss_ranks)
 
 
 def _with_effective_dimension(cells: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
-    d_lambda = cells["lambda"].map(dict(zip(task.cells.ridges, task.cells.effective_dimensions, strict=True)))
+    known = dict(zip(task.cells.ridges, task.cells.effective_dimensions, strict=True))
+    others = [ridge for ridge in cells["lambda"].unique() if ridge not in known]
+    found = effective_dimension(task.cells.spectrum, torch.tensor(others, dtype=torch.float64)).tolist()
+    d_lambda = cells["lambda"].map(known | dict(zip(others, found, strict=True)))
     return cells.assign(d_lambda=d_lambda, m_over_d_lambda=cells["m"] / d_lambda)
 
 

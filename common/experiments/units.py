@@ -17,7 +17,7 @@ from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
 
 UNITS = "units.jsonl"
 # of the rows of a unit: raised with every change of what they hold, so that rows of older code are not continued
-FORMAT = 2
+FORMAT = 3
 Sketcher = CoordinateSketcher | ExplicitSketcher
 Measure = Callable[[SketchedProblem, int, int], list[dict]]
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 
 from common.experiments import lds_figure
+from common.experiments.ridge_path import RidgeOfDimension
 from common.experiments.selection import LdsGrid, select
 
 RIDGES, MS, FINE = [1e-4, 1e-2, 1.0], [16, 32, 64, 128], [16, 23, 32, 45, 64, 91, 128]
@@ -59,17 +63,24 @@ def choice():
     ))  # fmt: skip
 
 
+def path():
+    """Return the best λ of every m: predicted between two of the grid, measured with an interval."""
+    unknown = dict.fromkeys(field.name for field in dataclasses.fields(RidgeOfDimension))
+    known = dict(lambda_star=1e-2, lambda_low=1e-4, lambda_high=1.0, predicted_lambda_star=2e-2)
+    return [RidgeOfDimension(**unknown | known | {"m": m}) for m in MS]
+
+
 @pytest.fixture(scope="module")
 def draw(tmp_path_factory):
     """Draw into a new folder and return the figure and the folder."""
     kept = []
     save = lds_figure.save_figure
 
-    def run(summary, predicted, selection):
+    def run(summary, predicted, selection, path=()):
         folder = tmp_path_factory.mktemp("figure")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lds_figure, "save_figure", lambda figure, where: (kept.append(figure), save(figure, where)))
-            lds_figure.draw_hyperparam_selection(folder, summary, predicted, selection, "what was measured")
+            lds_figure.draw_hyperparam_selection(folder, summary, predicted, selection, path, "what was measured")
         return kept[-1], folder
 
     return run
@@ -78,7 +89,7 @@ def draw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def usual(draw):
     """The figure of a run that measured, and its folder."""
-    return draw(*make_tables(), choice())
+    return draw(*make_tables(), choice(), path())
 
 
 def legend(axes):
@@ -160,14 +171,15 @@ def test_normalised_curves_are_shares_of_the_exact_test_lds(usual):
 def test_the_map_has_every_predicted_cell_and_the_best_ridge_of_each_m_predicted_and_measured(usual):
     _, predicted = make_tables()
     axes = usual[0].axes[5]
-    (mesh,) = axes.collections
+    mesh = axes.collections[0]
     by_cell = predicted.sort_values(["lambda", "m"])["predicted_val_lds"].to_numpy()
     np.testing.assert_allclose(np.asarray(mesh.get_array()).ravel(), by_cell)
     (curve,), (dots,) = lines(axes, "-"), points(axes)
-    assert curve.get_xdata().tolist() == FINE
-    assert curve.get_ydata().tolist() == [1e-2] * len(FINE)
+    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == (MS, [2e-2] * len(MS))
     assert (dots.get_xdata().tolist(), dots.get_ydata().tolist()) == (MS, [1e-2] * len(MS))
-    assert legend(axes) == ["predicted λ*(m)", "measured λ*(m)"]
+    (bars,) = (one for one in axes.collections if isinstance(one, LineCollection))
+    np.testing.assert_allclose([bar[:, 1] for bar in bars.get_segments()], [[1e-4, 1.0]] * len(MS))
+    assert legend(axes) == ["predicted λ*(m)", "measured λ*(m), 95 %"]
 
 
 def test_an_interval_that_does_not_hold_its_mean_is_drawn_where_it_lies(draw):

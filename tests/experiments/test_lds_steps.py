@@ -34,4 +34,4 @@ def test_a_ratio_that_leaves_no_query_to_select_or_to_judge_is_one_line(start, r
 
 
 def test_without_a_selection_the_choices_are_those_of_the_closed_form():
-    assert lds_steps.choices(None, {"m": 8}) == {"predicted_choice": {"m": 8}}
+    assert lds_steps.choices(None, [], None, {"m": 8}) == {"by_m": [], "predicted_choice": {"m": 8}}

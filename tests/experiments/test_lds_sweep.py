@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -147,6 +148,28 @@ def test_a_ridge_below_rounding_makes_every_query_bad_and_is_no_exception(gradie
     trials = lds_sweep.trial_table(units, task)
     assert trials[["val_num_bad", "test_num_bad"]].to_numpy().tolist() == [[5, 7]]
     assert trials[["val_lds", "test_lds"]].isna().all(axis=None)
+
+
+def test_the_predicted_best_ridge_is_measured_beside_the_grid_and_changes_no_number_of_it(gradients, truth):
+    task = make_task(gradients, truth, [16, 64], ridge_correction=True)
+    beside = dataclasses.replace(task, path={16: 0.03, 64: RIDGES[1]})
+    units, more = units_of(task, [16, 64]), units_of(beside, [16, 64])
+    (extra,) = more.loc[~more["lambda"].isin(RIDGES), "lambda"].unique()
+    assert extra == 0.03
+    assert (more.loc[more["lambda"] == extra, "m"] == 16).all()
+    trials = lds_sweep.trial_table(more, beside)
+    expected = effective_dimension(task.cells.spectrum, 0.03).item()
+    assert trials.loc[trials["lambda"] == extra, "d_lambda"].tolist() == pytest.approx([expected] * 3)
+    exact = lds_sweep.summarise(lds_sweep.exact_rows(task), task)
+    grids = [
+        lds_sweep.selection_grid(lds_sweep.trial_table(u, t), exact, t) for u, t in ((units, task), (more, beside))
+    ]
+    np.testing.assert_array_equal(grids[0].val_lds, grids[1].val_lds)
+    resampled = [lds_sweep.resampled_grid(u, t) for u, t in ((units, task), (more, beside))]
+    np.testing.assert_array_equal(*resampled)
+    assert resampled[0].shape == (2, 3, 500)
+    # around the mean itself: resampled correlations are as high but for a small bias
+    assert resampled[0].mean(-1) == pytest.approx(grids[0].val_lds.mean(0), abs=0.1)
 
 
 # --- tables -------------------------------------------------------------------------------------------------
