@@ -48,11 +48,13 @@ class Cells:
         return min(ridge for ridge in solved if not math.isnan(ridge))
 
 
-def cell_row(cells: Cells, m: int, trial: int, index: int) -> dict:
-    """Return the beginning of the row of one sketch at the λ with that index: the columns `CELL`."""
-    d_lambda = cells.effective_dimensions[index]
-    row = {"trial": trial, "m": m, "lambda": cells.ridges[index], "d_lambda": d_lambda}
-    return row | {"m_over_d_lambda": m / d_lambda if d_lambda > 0 else math.inf}
+def cell_rows(cells: Cells, m: int, trial: int) -> list[dict]:
+    """Return the beginnings of the rows of one sketch, one a λ: the columns `CELL`."""
+    pairs = zip(cells.ridges, cells.effective_dimensions, strict=True)
+    return [
+        {"trial": trial, "m": m, "lambda": ridge, "d_lambda": d, "m_over_d_lambda": m / d if d > 0 else math.inf}
+        for ridge, d in pairs
+    ]
 
 
 def predicted_index(cells: Cells) -> pd.DataFrame:

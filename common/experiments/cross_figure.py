@@ -21,7 +21,8 @@ def draw_cross_errors(folder: Path, table: pd.DataFrame, spectrum: Spectrum, ran
         figure = Figure(figsize=(10, 8.8), layout="constrained")
         (errors, unridged), (parts, dimensions) = figure.subplots(2, 2)
         _draw_curves(errors, table, "m_over_d_lambda", "eps_95", corrected=True)
-        _draw_guide(errors, table["m_over_d_lambda"], 1.0, "$(m/d_λ)^{-1/2}$")
+        largest = table["m_over_d_lambda"].max()
+        _draw_guide(errors, 1.0, largest, largest**-0.5, "$(m/d_λ)^{-1/2}$")
         errors.set(xlabel="$m / d_λ$", ylabel="$ε_{95}$", title=r"$|\tilde B - B_λ|\,/\,\sqrt{φ_λ(g)\,φ_λ(q)}$")
         note = MEASURED_AND_PREDICTED if "eps_95" in table else "predicted, nothing sketched"
         hollow = "; hollow and dashed: ridge corrected" if "predicted_corrected_eps_95" in table else ""
@@ -41,15 +42,17 @@ def _draw_parts(axes: Axes, table: pd.DataFrame) -> None:
         name, title = "kernel_eps_95", "Leakage: error of the parts of queries in ker(F)"
     else:
         name, title = "eps_95", "Error against m"
-    _draw_curves(axes, table, "m", name, corrected=False)
-    largest = table[f"predicted_{name}"].max()
-    _draw_guide(axes, table["m"], largest, "$m^{-1/2}$")
+    _draw_curves(axes, table, "m", name, corrected=False, labelled=False)
+    largest = table["m"].max()
+    end = table.loc[table["m"] == largest, f"predicted_{name}"].max()
+    _draw_guide(axes, table["m"].min(), largest, 1.5 * end, "slope −1/2")
+    legend_below(axes, ncols=1)
     axes.set(xlabel="m", ylabel="$ε_{95}$", title=title)
 
 
-def _draw_curves(axes: Axes, table: pd.DataFrame, x: str, name: str, corrected: bool) -> None:
+def _draw_curves(axes: Axes, table: pd.DataFrame, x: str, name: str, corrected: bool, labelled: bool = True) -> None:
     for (ridge, cells), colour, marker in by_ridge(table):
-        label, measured = ridge_label(ridge), name in cells
+        label, measured = ridge_label(ridge) if labelled else None, name in cells
         axes.plot(cells[x], cells[f"predicted_{name}"], "-", color=colour, lw=1, label=None if measured else label)
         if measured:
             axes.plot(cells[x], cells[name], marker, color=colour, label=label)
@@ -60,8 +63,7 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, x: str, name: str, corrected: 
     axes.set(xscale="log", yscale="log")
 
 
-def _draw_guide(axes: Axes, x: pd.Series, at_one: float, label: str) -> None:
-    """Draw x^(-1/2) through `at_one` at x = 1, or at the smallest x where that is larger."""
-    start = max(1.0, x.min())
-    guide = np.geomspace(start, max(x.max(), 2 * start), 20)
-    axes.plot(guide, at_one * (guide / start) ** -0.5, "--", color="black", linewidth=1.2, label=label)
+def _draw_guide(axes: Axes, start: float, stop: float, at_stop: float, label: str) -> None:
+    """Draw a line of slope −1/2 over the last two decades up to `stop`, through `at_stop` there."""
+    guide = np.geomspace(max(start, stop / 100), max(stop, 2 * start), 20)
+    axes.plot(guide, at_stop * (guide / guide[-1]) ** -0.5, "--", color="black", linewidth=1.2, label=label)

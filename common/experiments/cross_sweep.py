@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CELL, Cells, cell_row, predicted_index
+from common.experiments.cells import CELL, Cells, cell_rows, predicted_index
 from common.experiments.metrics import pooled_errors
+from common.experiments.one_sketch import score_sketch
 from common.experiments.trial_noise import pooled_quantile_noise
 from common.foundations.seeds import make_generator
 from common.sketches.geometry import RESOLUTION, Geometry
-from common.sketches.influence import SketchedProblem, exact_influence, exact_self_influence, whitened_or_nan
+from common.sketches.influence import SketchedProblem, exact_influence, exact_self_influence
 from common.theory.cross_grid import PairsPrediction, predict_pairs, unridged_norms
 
 STATISTICS = ("mean", "50", "95", "99", "max")
@@ -80,21 +81,11 @@ def exact_pairs(task: CrossTask) -> list[ExactPairs]:
     return found
 
 
-def measure(
-    problem: SketchedProblem, m: int, trial: int, task: CrossTask, exact: list[ExactPairs]
-) -> list[dict[str, float | list[float]]]:
+def measure(problem: SketchedProblem, m: int, trial: int, task: CrossTask, exact: list[ExactPairs]) -> list[dict]:
     """Return one row a λ: the errors of all pairs under one sketch."""
-    cells, rows = task.cells, []
-    for i, (ridge, corrected) in enumerate(zip(cells.ridges, cells.corrected(m), strict=True)):
-        row = cell_row(cells, m, trial, i)
-        row |= pair_errors(whitened_or_nan(problem, ridge), exact[i], task)
-        if cells.ridge_correction:
-            row["corrected_lambda"] = corrected
-            if not math.isnan(corrected):
-                errors = pair_errors(whitened_or_nan(problem, corrected), exact[i], task)
-                row |= {f"corrected_{name}": value for name, value in errors.items()}
-        rows.append(row)
-    return rows
+    return score_sketch(
+        problem, task.cells, cell_rows(task.cells, m, trial), lambda found, i: pair_errors(found, exact[i], task)
+    )
 
 
 def pair_errors(whitened: Tensor, exact: ExactPairs, task: CrossTask) -> dict[str, float | list[float]]:
@@ -189,6 +180,7 @@ def _laws(task: CrossTask) -> Iterator[tuple[str, PairsPrediction]]:
             cells.ridges,
             corrected,
             cells.sjlt_columns,
+            parts=known.scored.kernel_parts,
         )
         yield "corrected_" if corrected else "", law
 

@@ -81,7 +81,7 @@ class SelfStudy:
 
     def measure(self, problem: SketchedProblem, m: int, trial: int) -> list[dict]:
         """Return one row a λ: the ratio φ̃_λ/φ_λ of every query under one sketch."""
-        return error_sweep.measure(problem, m, trial, self.cells, self.geometry, self.exact)
+        return error_sweep.measure(problem, m, trial, self.cells, self.exact)
 
     def trial_table(self, units: pd.DataFrame) -> pd.DataFrame:
         """Return trials.csv."""
@@ -167,4 +167,5 @@ class CrossStudy:
 
     def draw(self, run: Run, prepared: Prepared, table: pd.DataFrame, title: str) -> None:
         """Write the figure."""
+        title += f", scores of {len(self.task.geometry.train)} training gradients"
         cross_figure.draw_cross_errors(run.folder, table, prepared.spectrum, prepared.geometry.rank, title)

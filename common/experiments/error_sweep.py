@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CELL, Cells, cell_row, predicted_index
+from common.experiments.cells import CELL, Cells, cell_rows, predicted_index
 from common.experiments.metrics import error_statistics
+from common.experiments.one_sketch import score_sketch
 from common.experiments.trial_noise import pooled_quantile_noise
 from common.sketches.geometry import Geometry
-from common.sketches.influence import SketchedProblem, exact_self_influence, sketched_self_influence
+from common.sketches.influence import SketchedProblem, exact_self_influence
 from common.theory.cross_influence import predict_cross_error_at
 from common.theory.recommendation import smallest_dimensions, smallest_dimensions_of
 from common.theory.self_influence import predict_self_influence
@@ -31,21 +32,13 @@ def exact_scores(cells: Cells, geometry: Geometry) -> list[Tensor]:
     return [exact_self_influence(geometry.eigenvalues, queries, ridge) for ridge in cells.ridges]
 
 
-def measure(
-    problem: SketchedProblem, m: int, trial: int, cells: Cells, geometry: Geometry, exact_scores: list[Tensor]
-) -> list[dict]:
+def measure(problem: SketchedProblem, m: int, trial: int, cells: Cells, exact_scores: list[Tensor]) -> list[dict]:
     """Return one row a λ: the ratio φ̃_λ/φ_λ of every query under one sketch."""
-    rows = []
-    columns = (cells.ridges, cells.corrected(m), exact_scores)
-    for i, (ridge, corrected, exact) in enumerate(zip(*columns, strict=True)):
-        row: dict[str, float | list[float]] = cell_row(cells, m, trial, i)
-        row["ratios"] = (sketched_self_influence(problem, ridge) / exact).tolist()
-        if cells.ridge_correction:
-            row["corrected_lambda"] = corrected
-            if not math.isnan(corrected):
-                row["corrected_ratios"] = (sketched_self_influence(problem, corrected) / exact).tolist()
-        rows.append(row)
-    return rows
+
+    def ratios(whitened: Tensor, i: int) -> dict[str, list[float]]:
+        return {"ratios": (whitened.square().sum(1) / exact_scores[i]).tolist()}
+
+    return score_sketch(problem, cells, cell_rows(cells, m, trial), ratios)
 
 
 def trial_table(units: pd.DataFrame) -> pd.DataFrame:

@@ -14,10 +14,11 @@ from torch import Tensor
 from common.experiments.cells import Cells
 from common.experiments.lds_bootstrap import Resampling, bootstrap_lds, make_resampling
 from common.experiments.metrics import bootstrap_interval, lds_per_query
+from common.experiments.one_sketch import score_sketch
 from common.experiments.selection import REACHED_SHARE, LdsGrid
 from common.foundations.seeds import make_generator
 from common.sketches.geometry import Geometry
-from common.sketches.influence import SketchedProblem, exact_influence, whitened_or_nan
+from common.sketches.influence import SketchedProblem, exact_influence
 from common.theory.lds import predict_lds
 from common.theory.ranks import unit_ranks
 from common.theory.spectrum import effective_dimension
@@ -85,16 +86,8 @@ def make_task(
 
 def measure(problem: SketchedProblem, m: int, trial: int, task: LdsTask) -> list[dict]:
     """Return one row a λ: the LDS of every query under one sketch, and the mean over those that select, resampled."""
-    rows = []
-    ridges = task.ridges(m)
-    for ridge, corrected in zip(ridges, task.cells.corrected(m, ridges), strict=True):
-        row = {"trial": trial, "m": m, "lambda": ridge} | scores_of(whitened_or_nan(problem, ridge), task)
-        if task.cells.ridge_correction:
-            row["corrected_lambda"] = corrected
-            if not math.isnan(corrected):
-                row["corrected_per_query"] = _lds(whitened_or_nan(problem, corrected), task).tolist()
-        rows.append(row)
-    return rows
+    rows = [{"trial": trial, "m": m, "lambda": ridge} for ridge in task.ridges(m)]
+    return score_sketch(problem, task.cells, rows, lambda whitened, _: scores_of(whitened, task))
 
 
 def scores_of(whitened: Tensor, task: LdsTask) -> dict[str, list[float]]:

@@ -22,10 +22,10 @@ class PairsPrediction:
     """|B̃(g, q) − B_λ(g, q)|/(√φ_λ(g) √φ_λ(q))."""
     unridged: CrossErrorPrediction
     """|B̃(g, q) − B_λ(g, q)|/(√φ₀(g) √φ₀(q))."""
-    in_range: CrossErrorPrediction
-    """|B̃(g, q') − B_λ(g, q')|/(√φ_λ(g) √φ_λ(q)), q' the part of q in range(F)."""
-    in_kernel: CrossErrorPrediction
-    """|B̃(g, q")|/(√φ_λ(g) √φ_λ(q)), q" the part of q in ker(F), whose exact score is 0: the leakage."""
+    in_range: CrossErrorPrediction | None
+    """|B̃(g, q') − B_λ(g, q')|/(√φ_λ(g) √φ_λ(q)), q' the part of q in range(F); None where not asked for."""
+    in_kernel: CrossErrorPrediction | None
+    """|B̃(g, q")|/(√φ_λ(g) √φ_λ(q)), q" the part of q in ker(F), whose exact score is 0: the leakage; None likewise."""
 
 
 def unridged_norms(eigenvalues: Tensor, vectors: Tensor, rank: int) -> Tensor:
@@ -49,6 +49,7 @@ def predict_pairs(
     ridges,
     corrected: bool = False,
     sjlt_columns: ColumnSample | None = None,
+    parts: bool = True,
 ) -> PairsPrediction:
     """Return the predicted normalised errors of B̃(g, q) for every m and λ, pooled over all pairs of rows.
 
@@ -69,6 +70,7 @@ def predict_pairs(
         ridges: (L,) values of λ > 0.
         corrected: solve the sketched problem with `corrected_ridge` instead of λ.
         sjlt_columns: for an SJLT with one entry a column, whose law depends on how leverage is spread over columns.
+        parts: whether the errors of both parts of the queries are wanted.
 
     """
     ms, ridges = (torch.as_tensor(x, dtype=torch.float64).flatten() for x in (ms, ridges))
@@ -80,30 +82,29 @@ def predict_pairs(
     has_score = queries.any(1)  # a zero query has no relative error
     train, queries = train.cpu(), queries[has_score].cpu()
     unridged_train, unridged_queries = unridged[0].cpu(), unridged[1].cpu()[has_score.cpu()]
-    cells: list[list[list[Tensor]]] = []
+    cells: list[list[Tensor]] = []
     for cell in range(len(law.ridge)):
         left, left_norms = _scaled(train, exact[:, cell])
         right, right_norms = _scaled(queries, exact[:, cell])
         weights = torch.stack([shift[:, cell], damping[:, cell]]).float()
         bias, shared = (left.float() * weights[:, None]) @ right.float().T
         own_left, own_right = left.square() @ damping[:, cell], right.square() * damping[:, cell]
-        in_range = own_right[:, :rank].sum(1)
-        noise = law.dof[cell].rsqrt()
-        std, std_in_range = (
-            (own_left[:, None] * own + shared.square()).sqrt() * noise for own in (own_right.sum(1), in_range)
-        )
-        std_in_kernel = (own_left[:, None] * (own_right[:, rank:].sum(1))).sqrt() * noise
+        noise, shared = law.dof[cell].rsqrt(), shared.square()
+        std = (own_left[:, None] * own_right.sum(1) + shared).sqrt() * noise
         unit = (left_norms / unridged_train)[:, None] * (right_norms / unridged_queries)
-        none = torch.zeros_like(std)
-        pairs = ((bias, std), (bias * unit, std * unit), (bias, std_in_range), (none, std_in_kernel))
-        columns = [(b.double().reshape(-1, 1), s.double().reshape(-1, 1)) for b, s in pairs]
-        cells.append([pooled_error_summary(b, s, torch.zeros_like(b)) for b, s in columns])
+        pairs = [(bias, std), (bias * unit, std * unit)]
+        if parts:
+            std_in_range = (own_left[:, None] * own_right[:, :rank].sum(1) + shared).sqrt() * noise
+            std_in_kernel = (own_left[:, None] * own_right[:, rank:].sum(1)).sqrt() * noise
+            pairs += [(bias, std_in_range), (torch.zeros_like(bias), std_in_kernel)]
+        biases, stds = (torch.stack([one.double().flatten() for one in each], 1) for each in zip(*pairs, strict=True))
+        cells.append(pooled_error_summary(biases, stds, torch.zeros_like(stds)))
 
     def table(part: int) -> CrossErrorPrediction:
-        statistics = ([one[part][i] for one in cells] for i in range(4))
-        return CrossErrorPrediction(*(torch.cat(values).reshape(len(ms), len(ridges)) for values in statistics))
+        statistics = ([one[i][part] for one in cells] for i in range(4))
+        return CrossErrorPrediction(*(torch.stack(values).reshape(len(ms), len(ridges)) for values in statistics))
 
-    return PairsPrediction(*(table(part) for part in range(4)))
+    return PairsPrediction(table(0), table(1), table(2) if parts else None, table(3) if parts else None)
 
 
 def _scaled(vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

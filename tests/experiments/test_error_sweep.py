@@ -53,7 +53,7 @@ def make_cells(geometry, ms, ridges=None, ridge_correction=False):
 
 def measured(problem, m, trial, cells, geometry):
     """Return the rows of trials.csv that one sketch gives."""
-    rows = measure(problem, m, trial, cells, geometry, exact_scores(cells, geometry))
+    rows = measure(problem, m, trial, cells, exact_scores(cells, geometry))
     return trial_table(pd.DataFrame(rows)).to_dict("records")
 
 
@@ -252,7 +252,7 @@ def test_predictions_lie_within_the_noise_of_the_measurements(corrected):
         row
         for trial in range(60)
         for m, problem in sketcher.problems(trial, cells.ms)
-        for row in measure(problem, m, trial, cells, geometry, exact)
+        for row in measure(problem, m, trial, cells, exact)
     ]
     table = summarise(pd.DataFrame(rows), SEED).merge(predict(cells, geometry.queries))
     assert len(table) == 6

@@ -78,6 +78,13 @@ def test_queries_in_the_range_leak_nothing_and_zero_queries_are_left_out(vectors
     torch.testing.assert_close(law.whole.eps_95, predicted((train, train[:5]), [64]).whole.eps_95)
 
 
+def test_parts_that_are_not_asked_for_are_none_and_change_nothing(vectors):
+    unridged = tuple(unridged_norms(EIGENVALUES, v, RANK) for v in vectors)
+    alone = predict_pairs(ExactSpectrum(EIGENVALUES), *vectors, RANK, unridged, [64], RIDGES, parts=False)
+    assert (alone.in_range, alone.in_kernel) == (None, None)
+    assert torch.equal(alone.whole.eps_95, predicted(vectors, [64]).whole.eps_95)
+
+
 def test_norms_without_a_ridge_see_the_named_number_of_eigenvalues():
     eigenvalues, vector = torch.tensor([4.0, 1.0, 1e-20]).double(), torch.tensor([[2.0, 3.0, 5.0]]).double()
     assert unridged_norms(eigenvalues, vector, 2).item() == pytest.approx(10**0.5)
