@@ -1,28 +1,30 @@
 """Recognise, while a model runs on one sample under torch.func.vmap, every call that uses its trainable parameters.
 
 Calls are intercepted where they use a parameter (`torch.nn.functional.linear` and the like), not at modules, so that
-parameters which a module hands to a function, shares or reuses are seen too. Each call's output gets a perturbation
-added, which is zero: the derivative of the loss by it is the error of that output. vmap gives inputs and errors a
-leading dimension that runs over samples, whatever the model does to its own dimensions.
+parameters which a module hands to a function, shares or reuses are seen too. The derivative of the loss by each call's
+output is the error of that output. vmap gives inputs and errors a dimension that runs over samples, whatever the model
+does to its own dimensions.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from common.gradients.attention import attention_of_all
 from common.gradients.layer_readers import READERS, Reading
 from common.gradients.recurrent import STEP_BY_STEP, is_packed
+from common.gradients.sample_level import Output, SampleLevel, depends_on_sample, is_differentiable
 
-Vmapped = torch._C._functorch
 _NUMBERS = {
     torch.Tensor.__bool__,
     torch.Tensor.__int__,
@@ -31,6 +33,8 @@ _NUMBERS = {
     torch.Tensor.item,
 }
 """What makes a Python number of a tensor."""
+_SINGLE = {Tensor, nn.Parameter, int, float, bool, str, type(None), slice, torch.dtype, torch.device}
+"""Kinds of arguments that hold no others."""
 _TRANSPOSES = (torch.t, torch.Tensor.t, *(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")))
 """What transposes a matrix."""
 
@@ -76,8 +80,8 @@ class LayerCall:
     """What the call means, where a reader describes it."""
     places: list[int]
     """Positions of the differentiable outputs among all, flattened."""
-    perturbations: list[Tensor]
-    """(B, ...) zeros added to each differentiable output: the loss's derivative by them is the output's error."""
+    outputs: list[Output]
+    """Where the error of each differentiable output is read off."""
 
 
 class SamplesDisagreeError(Exception):
@@ -107,7 +111,7 @@ class CallRecorder(TorchFunctionMode):
     Args:
         parameters: those to look for.
         substitutes: parameter name -> tensor of one sample to use in its place; these parameters are not looked for.
-        wanted: names of the parameters whose calls are perturbed and listed.
+        wanted: names of the parameters whose calls are listed.
         batch: number of samples, B.
     """
 
@@ -121,25 +125,26 @@ class CallRecorder(TorchFunctionMode):
         super().__init__()
         self.calls: list[LayerCall] = []
         self.unknown: dict[str, str] = {}
-        self._wanted, self._batch = wanted, batch
+        self._wanted, self._level = wanted, SampleLevel(batch)
         self._substitutes = {id(parameters[name]): tensor for name, tensor in substitutes.items()}
         self._known = {
             id(p): Source(name, p, frozenset([name])) for name, p in parameters.items() if name not in substitutes
         }
-        self._level = Vmapped.current_level()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _NUMBERS and _depends_on_sample(args[0]) and Vmapped.maybe_current_level() == self._level:
+        if func in _NUMBERS and depends_on_sample(args[0]) and self._level.is_current():
             return func(self._agreed(args[0]), *args[1:], **kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if self._substitutes and any(id(leaf) in self._substitutes for leaf in _leaves((args, kwargs))):
+        if self._substitutes and _mentions(self._substitutes, (args, kwargs)):
             args, kwargs = self._substituted(args, kwargs)
         if func in STEP_BY_STEP and not is_packed(func, args):
             with self:
                 return STEP_BY_STEP[func](*args, **kwargs)
-        if not any(id(leaf) in self._known for leaf in _leaves((args, kwargs))):
+        if not _mentions(self._known, (args, kwargs)):
+            if func is F.scaled_dot_product_attention and self._level.is_current() and not _drops(args, kwargs):
+                return attention_of_all(self._level, *args, **kwargs)
             return func(*args, **kwargs)
         if _is_composite(func):
             with self:
@@ -148,13 +153,10 @@ class CallRecorder(TorchFunctionMode):
         return self._recorded(func, args, kwargs, output)
 
     def _agreed(self, tensor: Tensor) -> Tensor:
-        values = self._of_all_samples(tensor).detach().reshape(self._batch, -1)
+        values = self._level.of_all(tensor).detach().reshape(self._level.batch, -1)
         if values.shape[1] == 1 and (values != values[0]).any():
             raise SamplesDisagreeError(values[:, 0])
         return values[0]
-
-    def _of_all_samples(self, tensor: Tensor) -> Tensor:
-        return Vmapped._remove_batch_dim(tensor, self._level, self._batch, 0)
 
     def _substituted(self, args, kwargs):
         leaves, spec = tree_flatten((args, kwargs))
@@ -163,13 +165,13 @@ class CallRecorder(TorchFunctionMode):
     def _recorded(self, func, args, kwargs, output):
         leaves, spec = tree_flatten((args, kwargs))
         sources = {i: self._known[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in self._known}
-        data = [i for i, leaf in enumerate(leaves) if _depends_on_sample(leaf)]
+        data = [i for i, leaf in enumerate(leaves) if depends_on_sample(leaf)]
         changes_first = _works_in_place(func, kwargs)
         results = [args[0]] if changes_first else [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        results = [result for result in results if _is_differentiable(result)]
+        results = [result for result in results if is_differentiable(result)]
         if not results:
             return output
-        if Vmapped.maybe_current_level() != self._level:
+        if not self._level.is_current():
             return self._not_understood(func, sources, output)
         reading = self._read(func, args, kwargs, leaves, sources)
         if not data and reading is None:
@@ -177,25 +179,24 @@ class CallRecorder(TorchFunctionMode):
             return output
         if changes_first:
             return self._not_understood(func, sources, output)
-        return self._perturbed(func, leaves, spec, sources, data, reading, output)
+        return self._listed(func, leaves, spec, sources, data, reading, output)
 
     def _not_understood(self, func, sources: dict[int, Source], output):
         names = frozenset().union(*(source.parameters for source in sources.values()))
         self.unknown |= dict.fromkeys(names, f"used by {_name(func)} in a way that is not followed")
         return output
 
-    def _perturbed(self, func, leaves, spec, sources, data, reading, output):
+    def _listed(self, func, leaves, spec, sources, data, reading, output):
         if all(source.parameters.isdisjoint(self._wanted) for source in sources.values()):
             return output
         results, output_spec = tree_flatten(output)
-        places = [i for i, result in enumerate(results) if isinstance(result, Tensor) and _is_differentiable(result)]
-        perturbations = []
+        places = [i for i, result in enumerate(results) if isinstance(result, Tensor) and is_differentiable(result)]
+        outputs = []
         for i in places:
-            zero = torch.zeros((), dtype=results[i].dtype, device=results[i].device, requires_grad=True)
-            perturbations.append(zero.expand(self._batch, *results[i].shape))
-            results[i] = results[i] + Vmapped._add_batch_dim(perturbations[-1], 0, self._level)
-        values = {position: self._of_all_samples(leaves[position]).detach() for position in data}
-        self.calls.append(LayerCall(func, leaves, spec, sources, values, reading, places, perturbations))
+            results[i], place = self._level.followed(results[i], is_unsaved=reading is not None)
+            outputs.append(place)
+        values = {position: self._level.of_all(leaves[position]).detach() for position in data}
+        self.calls.append(LayerCall(func, leaves, spec, sources, values, reading, places, outputs))
         return tree_unflatten(results, output_spec)
 
     def _read(self, func, args, kwargs, leaves, sources: dict[int, Source]) -> Reading | None:
@@ -209,7 +210,7 @@ class CallRecorder(TorchFunctionMode):
         # a table may be looked up in the same place by every sample, and a first state be the same for all
         if reading.kind != "linear" and any(source.transposed or source.first_row for source in sources.values()):
             return None
-        return reading if reading.kind in ("lookup", "linear") or _depends_on_sample(reading.input) else None
+        return reading if reading.kind in ("lookup", "linear") or depends_on_sample(reading.input) else None
 
     def _follow(self, func, args, leaves, sources: dict[int, Source], results: list[Tensor]) -> None:
         """Remember what is computed from parameters alone."""
@@ -246,14 +247,23 @@ def _view(func: Callable, args: tuple, source: Source, result: Tensor) -> Source
     return Source(source.name, result, source.parameters, None, False, first_row)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    elif isinstance(value, Tensor):
-        yield value
+def _mentions(known: Mapping[int, object], values: Iterable[Any]) -> bool:
+    """Return whether one of the values, or of those in lists and dicts among them, has its id in `known`."""
+    for value in values:
+        if id(value) in known:
+            return True
+        if type(value) in _SINGLE:  # most are: every call of a forward pass comes here
+            continue
+        if isinstance(value, list | tuple | dict) and _mentions(
+            known, value.values() if isinstance(value, dict) else value
+        ):
+            return True
+    return False
+
+
+def _drops(args: tuple, kwargs: dict) -> bool:
+    """Return whether attention drops some of its weights at random."""
+    return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
 
 
 def _is_composite(func: Callable) -> bool:
@@ -268,20 +278,6 @@ def _opened(func: types.FunctionType) -> types.FunctionType:
     opened = types.FunctionType(func.__code__, visible, func.__name__, func.__defaults__, func.__closure__)
     opened.__kwdefaults__ = func.__kwdefaults__
     return opened
-
-
-def _depends_on_sample(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and Vmapped.is_batchedtensor(leaf)
-
-
-def _is_differentiable(tensor: Tensor) -> bool:
-    return _inner(tensor).requires_grad
-
-
-def _inner(tensor: Tensor) -> Tensor:
-    while Vmapped.is_functorch_wrapped_tensor(tensor):
-        tensor = Vmapped.get_unwrapped(tensor)
-    return tensor
 
 
 def _works_in_place(func: Callable, kwargs: dict) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from common.gradients.layer_calls import CallRecorder, SamplesDisagreeError, Source, trainable_parameters
 from common.gradients.layer_products import joined, merge, write_products
@@ -111,16 +111,15 @@ class LayerCapture:
     def _vmapped(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         copies = self._copies(len(batch), names)
         recorder, losses = self._run(batch, copies, names)
-        found = iter(
-            _gradients(losses.sum(), [z for call in recorder.calls for z in call.perturbations] + [*copies.values()])
-        )
+        places = [output.at for call in recorder.calls for output in call.outputs]
+        found = iter(_gradients(losses.sum(), places + [get_gradient_edge(copy) for copy in copies.values()]))
         captures: dict[str, list[Capture]] = {}
         computed: dict[str, tuple[Source, GradientEdge, list[Capture]]] = {}
         for call in recorder.calls:
-            reached = [next(found) for _ in call.perturbations]
-            if all(error is None for error in reached):
+            reached = [next(found) for _ in call.outputs]
+            if all(derivative is None for derivative in reached):
                 continue
-            errors = [torch.zeros_like(z) if e is None else e for e, z in zip(reached, call.perturbations, strict=True)]
+            errors = [o.error(derivative) for o, derivative in zip(call.outputs, reached, strict=True)]
             for source, capture in shares(call, errors):
                 if source.edge is None:
                     captures.setdefault(source.name, []).append(capture)
@@ -182,7 +181,7 @@ def _without_vmap_warnings() -> Iterator[None]:
         yield
 
 
-def _gradients(total: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    if not tensors or not total.requires_grad:
-        return [None] * len(tensors)
-    return torch.autograd.grad(total, tensors, allow_unused=True)
+def _gradients(total: Tensor, places: Sequence[GradientEdge]) -> Sequence[Tensor | None]:
+    if not places or not total.requires_grad:
+        return [None] * len(places)
+    return torch.autograd.grad(total, places, allow_unused=True)
