@@ -43,8 +43,8 @@ def experiment(options: SelectionOptions, run: Run) -> None:
     # without a sketch: exact LDS for every λ, and the closed form for every (m, λ)
     exact = lds_sweep.summarise(lds_sweep.exact_rows(task), task)
     with run.phase("prediction"):
-        is_sjlt = shared.sketches.proj_type == "sjlt"
-        predicted = lds_sweep.predict(lds_sweep.fine_dimensions(prepared.ms, only_powers_of_two=is_sjlt), task)
+        own_grid = shared.sketches.needs_powers_of_two or not shared.sketches.has_law
+        predicted = lds_sweep.predict(lds_sweep.fine_dimensions(prepared.ms, own_grid), task)
         advice = lds_sweep.cheapest(predicted, exact)
         closer = ridge_path.refine(predicted, task)
     run.write_table("predicted.csv", closer)
@@ -73,7 +73,7 @@ def experiment(options: SelectionOptions, run: Run) -> None:
         law, subsets = shared.sketches.proj_type, f"{options.num_subsets} subset models"
         title = f"{prepared.workload.name}, {law} projection, {subsets}"
         lds_figure.draw_hyperparam_selection(run.folder, table, predicted, selection, path, title)
-    lds_steps.report(run, selection, path, joint, advice, table)
+    lds_steps.report(run, shared.sketches, selection, path, joint, advice, table)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,12 @@ def tensorsketch_matrix(sketch: TensorSketch, m: int) -> Tensor:
             if p.is_matrix:
                 rows, cols = sketch._sides[p.name]
                 i, j = divmod(k, p.cols)
-                bucket = (int(rows.indices()[i]) + int(cols.indices()[j])) % length
+                bucket = (int(rows.buckets[i]) + int(cols.buckets[j])) % length
                 sign = float(rows.signs[i] * cols.signs[j])
             else:
-                bucket, sign = int(sketch._vectors.indices()[entry]), float(sketch._vectors.signs[entry])
+                bucket, sign = int(sketch._vectors.buckets[entry]), float(sketch._vectors.signs[entry])
                 entry += 1
-            matrix[int(last.indices()[bucket]) % m, column] = sign * float(last.signs[bucket])
+            matrix[int(last.buckets[bucket]) % m, column] = sign * float(last.signs[bucket])
     return matrix
 
 

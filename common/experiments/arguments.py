@@ -28,6 +28,7 @@ from common.workloads.names import DATASET_NAMES, MODEL_NAMES, check_file, check
 
 NUM_TRAIN_GRADS = 1000
 DEFAULT_PAIR = ("mnist", "mlp")
+PROJECTIONS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
 NO_CUDA = "--device cuda: no CUDA device is available here; use --device cpu"
 
 
@@ -84,6 +85,14 @@ def power_of_two(text: str) -> int:
     return _parse(text, int, lambda value: value >= 1 and int(value).bit_count() == 1, "a power of two: 1, 2, 4, ...")
 
 
+def two_ranks(text: str) -> tuple[int, int]:
+    """Parse A,B: two integers from 1 to a million."""
+    parts = [positive_int(part) for part in text.split(",")]
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be two integers >= 1, as in 64,64")
+    return parts[0], parts[1]
+
+
 def make_parser(description: str, min_m: int) -> OneLineParser:
     """Return a parser with the options that both experiments have; `min_m` is the default of --min_m."""
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,13 +125,20 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     """Add the options that both experiments have; `min_m` is the default of --min_m."""
     add_workload_options(parser)
     add = parser.add_argument
-    add("--proj_type", choices=("normal", "rademacher", "sjlt"), default="normal", help="law of the projection")
+    add("--proj_type", choices=PROJECTIONS, default="normal", help="law of the projection")
     add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
     add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
     add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
     add("--m_steps", type=grid_steps, default=0, help="log-spaced m from smallest to largest; 0: powers of two")
     add("--explicit_projection", action="store_true", help="normal: project the d-dimensional gradients")
     add("--sjlt_sparsity", type=power_of_two, default=1, help="non-zeros in each column of an SJLT")
+    add(
+        "--kronecker_ranks",
+        type=two_ranks,
+        default=None,
+        metavar="A,B",
+        help="kronecker: every layer's columns become A numbers and its rows B; default: m is shared among the layers",
+    )
     add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
     add("--predict_only", action="store_true", help="draw no sketch: closed-form predictions alone")
 
@@ -138,8 +154,8 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
         "--offload",
         choices=("none", "cpu", "disk", "recompute"),
         default=None,
-        help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute for normal, else cpu, or "
-        "disk from 4 GiB on",
+        help="where gradients are kept: device, RAM, disk, or nowhere; default: cpu for rademacher, sjlt and "
+        "--explicit_projection, or disk from 4 GiB on, else recompute",
     )
     add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
     add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
@@ -206,18 +222,26 @@ def check_shared_options(args: argparse.Namespace) -> None:
     check_workload_options(args)
     if args.explicit_projection and args.proj_type != "normal":
         raise UserError(f"--explicit_projection is for --proj_type normal; {args.proj_type} always projects explicitly")
-    may_recompute = args.offload == "recompute" or (args.offload is None and _sketches(args).of_coordinates)
+    sketches = _sketches(args)
+    recomputes = sketches.of_coordinates or sketches.of_factors
+    may_recompute = args.offload == "recompute" or (args.offload is None and recomputes)
     if args.grad_dtype != "float32" and may_recompute:
         raise UserError(f"--grad_dtype {args.grad_dtype} needs stored gradients: --offload none, cpu or disk")
-    if args.proj_type == "sjlt" and args.m_steps:
+    if sketches.needs_powers_of_two and args.m_steps:
         raise UserError(
-            f"--m_steps {args.m_steps}: an sjlt of size m is a folded larger one, so its m are powers of two; "
-            "normal and rademacher can have any m"
+            f"--m_steps {args.m_steps}: {args.proj_type} of size m is a folded larger one, so its m are powers of two; "
+            "normal, rademacher and kronecker can have any m"
         )
     if args.proj_type == "sjlt" and args.min_m < args.sjlt_sparsity:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} needs --min_m of at least that, got {args.min_m}")
     if args.proj_type != "sjlt" and args.sjlt_sparsity != 1:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} is for --proj_type sjlt, got {args.proj_type}")
+    if args.kronecker_ranks is not None:
+        ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
+        if args.proj_type != "kronecker":
+            raise UserError(f"{ranks} is for --proj_type kronecker, got {args.proj_type}")
+        if args.max_m is not None or args.m_steps:
+            raise UserError(f"{ranks} decides m; drop --max_m and --m_steps")
 
 
 def shared_options(args: argparse.Namespace, query_kind: str) -> SharedOptions:
@@ -294,7 +318,14 @@ def _workload(args: argparse.Namespace) -> WorkloadChoice:
 
 
 def _sketches(args: argparse.Namespace) -> SketchOptions:
-    return SketchOptions(args.proj_type, args.explicit_projection, args.sjlt_sparsity, args.num_trials, args.seed)
+    return SketchOptions(
+        args.proj_type,
+        args.explicit_projection,
+        args.sjlt_sparsity,
+        args.num_trials,
+        args.seed,
+        args.kronecker_ranks,
+    )
 
 
 def _parse(text: str, kind: type, allowed: Callable[[float], bool], description: str):

@@ -31,7 +31,9 @@ class Cells:
     ridge_correction: bool
     """Whether every cell is also solved with λ(1 - d_λ/m)."""
     sjlt_columns: ColumnSample | None = None
-    """For an SJLT with one entry a column, whose law depends on how leverage is spread over columns."""
+    """For a sketch with one entry a column, whose law depends on how leverage is spread over columns."""
+    has_law: bool = True
+    """Whether a closed form is known of the projection; without it nothing is predicted."""
 
     def corrected(self, m: int, ridges: Sequence[float] | None = None) -> list[float]:
         """Return λ(1 - d_λ/m) for every λ of the cells, or of those given; NaN where m <= d_λ."""

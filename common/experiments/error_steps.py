@@ -26,14 +26,19 @@ def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
         kept += [] if skipped else [(ridge, d_lambda)]
     unresolved = f"below {RESOLUTION:g} tr F"
     rows[:0] = [{"lambda": ridge, "skipped": unresolved} for ridge in prepared.ridges_left_out]
-    rows += [{"m": m, "skipped": f"m >= d = {prepared.num_parameters}"} for m in prepared.ms_left_out]
+    dimensions = prepared.dimensions
+    rows += [{"m": m, "skipped": f"m >= d = {prepared.num_parameters}"} for m in dimensions.too_large]
+    rows += [{"m": m, "skipped": f"m < {dimensions.smallest} blocks"} for m in dimensions.too_small]
     names = ["lambda", "d_lambda", "m", "skipped"]
     run.write_table("effective_dimension.csv", pd.DataFrame(rows, columns=names).astype({"m": "Int64"}))
     if len(kept) < len(prepared.ridges):
         left_out = ", ".join(f"{ridge:g}" for ridge in prepared.ridges if ridge not in dict(kept))
         print(f"left out, d_λ below {limit}: λ = {left_out}")
-    if prepared.ms_left_out:
-        print(f"left out, not below d = {prepared.num_parameters}: m = {', '.join(map(str, prepared.ms_left_out))}")
+    if dimensions.too_large:
+        print(f"left out, not below d = {prepared.num_parameters}: m = {', '.join(map(str, dimensions.too_large))}")
+    if dimensions.too_small:
+        left_out = ", ".join(map(str, dimensions.too_small))
+        print(f"left out, below one number for each of {dimensions.smallest} blocks: m = {left_out}")
     grid, spectrum = options.shared.grid, prepared.spectrum
     if not kept:
         raise UserError(
@@ -43,9 +48,10 @@ def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
     if line := describe_miss(grid, spectrum, [d_lambda for _, d_lambda in kept]):
         print(line)
     run.record(ridges=[ridge for ridge, _ in kept])
-    ridges, dimensions = [ridge for ridge, _ in kept], [d_lambda for _, d_lambda in kept]
+    ridges, d_lambdas = [ridge for ridge, _ in kept], [d_lambda for _, d_lambda in kept]
     correction = grid.ridge_correction
-    return Cells(spectrum, prepared.ms, ridges, dimensions, correction, prepared.sjlt_columns)
+    has_law = options.shared.sketches.has_law
+    return Cells(spectrum, prepared.ms, ridges, d_lambdas, correction, prepared.sjlt_columns, has_law)
 
 
 def write_spectrum(run: Run, prepared: Prepared, query_kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from common.experiments.preparation import Prepared
 from common.experiments.run import Run
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem
+
+RECOMMENDED = ("m", "m_ridge_corrected")
 
 
 class ErrorStudy(Protocol):
@@ -61,6 +64,16 @@ def make_study(options: BoundsOptions, run: Run, prepared: Prepared, cells: Cell
     return CrossStudy(task, cross_sweep.exact_pairs(task))
 
 
+def _known_alone(table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+    """Return a table of predictions or recommendations, which are empty where the projection has no closed form."""
+    if cells.has_law:
+        return table
+    predicted = [name for name in table if name.startswith("predicted_")]
+    if predicted:
+        return table.assign(**dict.fromkeys(predicted, math.nan))
+    return table.assign(**dict.fromkeys(RECOMMENDED, pd.NA)).astype(dict.fromkeys(RECOMMENDED, "Int64"))
+
+
 @dataclass(frozen=True)
 class SelfStudy:
     """Self-influence φ̃_λ(q) of the queries."""
@@ -89,15 +102,19 @@ class SelfStudy:
 
     def summarise(self, units: pd.DataFrame) -> pd.DataFrame:
         """Return one row an (m, λ): what was measured, over trials."""
-        return error_sweep.summarise(units, self.seed)
+        table = error_sweep.summarise(units, self.seed)
+        return table.assign(
+            gaussian_equivalent_m=error_sweep.gaussian_equivalent(table, self.cells, self.geometry.queries)
+        )
 
     def predict(self) -> pd.DataFrame:
         """Return one row an (m, λ): the closed form."""
-        return error_sweep.predict(self.cells, self.geometry.queries)
+        return _known_alone(error_sweep.predict(self.cells, self.geometry.queries), self.cells)
 
     def recommend(self, target: float, num_parameters: int) -> pd.DataFrame:
         """Return one row a λ: the smallest m < d whose predicted ε_95 is at most `target`."""
-        return error_sweep.recommend(self.cells, self.geometry.queries, target, num_parameters)
+        table = error_sweep.recommend(self.cells, self.geometry.queries, target, num_parameters)
+        return _known_alone(table, self.cells)
 
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write nothing more."""
@@ -135,7 +152,7 @@ class CrossStudy:
 
     def predict(self) -> pd.DataFrame:
         """Return one row an (m, λ): the closed form."""
-        return cross_sweep.predict(self.task)
+        return _known_alone(cross_sweep.predict(self.task), self.task.cells)
 
     def recommend(self, target: float, num_parameters: int) -> pd.DataFrame:
         """Return one row a λ: the smallest m < d whose predicted ε_95 is at most `target`, over 2,000 pairs.
@@ -146,8 +163,8 @@ class CrossStudy:
         pairs = cross_sweep.sampled_pairs(self.task)
         table = error_sweep.recommend_for_pairs(self.task.cells, *pairs, target, num_parameters)
         table["zero_eps_95"] = [pooled_errors((one.scores / one.scale).abs()).eps_95 for one in self.exact]
-        table.loc[table["zero_eps_95"] <= target, ["m", "m_ridge_corrected"]] = pd.NA
-        return table
+        table.loc[table["zero_eps_95"] <= target, list(RECOMMENDED)] = pd.NA
+        return _known_alone(table, self.task.cells)
 
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write queries.csv and slopes.csv, and print the slopes of the parts that the theorem speaks of."""

@@ -17,6 +17,7 @@ from common.experiments.trial_noise import pooled_quantile_noise
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem, exact_self_influence
 from common.theory.cross_influence import predict_cross_error_at
+from common.theory.gaussian_equivalent import gaussian_equivalent_dimensions
 from common.theory.recommendation import smallest_dimensions, smallest_dimensions_of
 from common.theory.self_influence import predict_self_influence
 
@@ -87,6 +88,13 @@ def predict(cells: Cells, queries: Tensor) -> pd.DataFrame:
         prefix = "predicted_corrected_" if corrected else "predicted_"
         tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
     return pd.concat([predicted_index(cells), *tables], axis=1)
+
+
+def gaussian_equivalent(summary: pd.DataFrame, cells: Cells, queries: Tensor) -> list[float]:
+    """Return for every row of `summarise` the m at which a Gaussian sketch has the measured ε_95; NaN for none."""
+    ms, ridges = summary["m"].tolist(), summary["lambda"].tolist()
+    measured = summary["eps_95"].to_numpy(dtype=np.float64)
+    return gaussian_equivalent_dimensions(cells.spectrum, queries, ms, ridges, measured).tolist()
 
 
 def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:

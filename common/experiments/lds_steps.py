@@ -10,7 +10,7 @@ import pandas as pd
 from common.experiments import lds_sweep, ridge_path
 from common.experiments.cells import Cells
 from common.experiments.lds_sweep import LdsTask
-from common.experiments.options import SelectionOptions, SharedOptions
+from common.experiments.options import SelectionOptions, SharedOptions, SketchOptions
 from common.experiments.preparation import Prepared, make_sketcher
 from common.experiments.ridge_path import JointChoice, RidgeOfDimension
 from common.experiments.ridges import describe_miss
@@ -38,7 +38,8 @@ def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> LdsTas
     if line := describe_miss(shared.grid, prepared.spectrum, prepared.effective_dimensions):
         print(line)
     d_lambda, correction = prepared.effective_dimensions, shared.grid.ridge_correction
-    cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, prepared.sjlt_columns)
+    law = prepared.sjlt_columns, shared.sketches.has_law
+    cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, *law)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, shared.queries.seed)
 
 
@@ -65,6 +66,7 @@ def choices(
 
 def report(
     run: Run,
+    sketches: SketchOptions,
     selection: Selection | None,
     path: list[RidgeOfDimension],
     joint: JointChoice | None,
@@ -89,7 +91,7 @@ def report(
             print(f"warning: {warning}")
     if bad := bad_values(table, "rank correlations of queries"):
         print(bad)
-    print(lds_sweep.advice_sentence(advice))
+    print(lds_sweep.advice_sentence(advice, sketches.has_law))
 
 
 def _path_table(path: list[RidgeOfDimension]) -> str:

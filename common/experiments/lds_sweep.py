@@ -166,6 +166,8 @@ def predict(ms: Sequence[int], task: LdsTask, ridges: Sequence[float] | None = N
         for i, name in enumerate(task.groups):
             table[f"{prefix}{name}_lds"] = prediction.mean[i].flatten().tolist()
             table[f"{prefix}{name}_lds_std"] = prediction.std[i].flatten().tolist()
+            if not task.cells.has_law:
+                table[[f"{prefix}{name}_lds", f"{prefix}{name}_lds_std"]] = math.nan
     return table
 
 
@@ -230,8 +232,10 @@ def measured_at(advice: dict | None, summary: pd.DataFrame) -> dict | None:
     return advice | {name: None if math.isnan(value) else float(value) for name, value in measured.items()}
 
 
-def advice_sentence(advice: dict | None) -> str:
-    """Return the recommendation of the closed form as one sentence."""
+def advice_sentence(advice: dict | None, has_law: bool) -> str:
+    """Return the recommendation of the closed form, if the projection has one, as one sentence."""
+    if not has_law:
+        return "No recommendation: no closed form of this projection is known."
     if advice is None:
         return "No recommendation: no (m, λ) is predicted to reach 95 % of a positive best exact validation LDS."
     measured = advice.get("measured_test_lds")

@@ -79,7 +79,7 @@ class SketchOptions:
     """The law of the projections, and how many are drawn."""
 
     proj_type: str
-    """normal, rademacher or sjlt."""
+    """normal, rademacher, sjlt, tensorsketch or kronecker."""
     explicit: bool
     """Normal: project the d-dimensional gradients instead of the coordinates."""
     sparsity: int
@@ -88,6 +88,28 @@ class SketchOptions:
     """Sketches per configuration."""
     seed: int
     """Of all sketches."""
+    kronecker_ranks: tuple[int, int] | None = None
+    """Kronecker: (columns, rows) that every layer becomes; None: m is shared among the layers."""
+
+    @property
+    def of_factors(self) -> bool:
+        """Whether inputs and errors of layers are sketched, never their products."""
+        return self.proj_type in ("tensorsketch", "kronecker")
+
+    @property
+    def one_entry_a_column(self) -> bool:
+        """Whether every column of P has a single entry, ±1."""
+        return self.proj_type == "tensorsketch" or (self.proj_type == "sjlt" and self.sparsity == 1)
+
+    @property
+    def needs_powers_of_two(self) -> bool:
+        """Whether m must be a power of two: the sketch of size m is then a folded larger one."""
+        return self.proj_type in ("sjlt", "tensorsketch")
+
+    @property
+    def has_law(self) -> bool:
+        """Whether a closed form says what to expect; without it all predictions are empty."""
+        return self.proj_type != "kronecker"
 
     @property
     def of_coordinates(self) -> bool:

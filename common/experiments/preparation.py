@@ -9,6 +9,8 @@ from torch import Tensor
 
 from common.experiments.column_sample import sample_columns
 from common.experiments.device import choose_device
+from common.experiments.dimensions import Dimensions, sweep_dimensions
+from common.experiments.factored import factored_sketcher, stable_rank
 from common.experiments.options import CrossChoice, SharedOptions, SketchOptions, WorkloadChoice
 from common.experiments.queries import choose_queries, choose_training_rows, draw_queries
 from common.experiments.ridges import mean_eigenvalue, resolved_ridges
@@ -23,7 +25,7 @@ from common.sketches.basis import Basis, build_basis
 from common.sketches.cache import Cache
 from common.sketches.geometry import Geometry, ScoredVectors
 from common.sketches.projectors import make_projector
-from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
+from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher, Sketcher
 from common.theory.column_sample import ColumnSample
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from common.workloads.benchmark import SEED, TrainedModel, check_ground_truth, load_trained_model, subset_indices
@@ -74,10 +76,8 @@ class Prepared:
     """F as theory sees it."""
     query_samples: Tensor
     """(k,) int64 indices of the queries in the training or test set."""
-    ms: list[int]
-    """Projection dimensions of the sweep, ascending."""
-    ms_left_out: list[int]
-    """Powers of two asked for that are not below d."""
+    dimensions: Dimensions
+    """Projection dimensions of the sweep, and those left out."""
     ridges: list[float]
     """λ, ascending."""
     ridges_left_out: list[float]
@@ -85,9 +85,14 @@ class Prepared:
     effective_dimensions: list[float]
     """d_λ for every λ."""
     sjlt_columns: ColumnSample | None
-    """What the closed form of an SJLT with one entry a column needs besides the spectrum."""
+    """What the closed form of a sketch with one entry a column needs besides the spectrum."""
     range_weights: Tensor | None
     """(k, N) weights whose product with the unit rows is the part of each query in range(F); where sketches need it."""
+
+    @property
+    def ms(self) -> list[int]:
+        """Projection dimensions of the sweep, ascending."""
+        return self.dimensions.used
 
     def rows(self) -> Gradients:
         """Return the gradients, whose lengths the geometry knows: recomputed ones then need no Gram matrix again."""
@@ -113,7 +118,7 @@ def prepare(
     device = choose_device(wanted.device)
     workload, trained = _load_model(choice, run, device, num_subsets)
     num_parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
-    ms, ms_left_out = options.grid.dimensions(num_parameters)
+    dimensions = sweep_dimensions(options.grid, options.sketches, trained.model)
     _print_model(workload, trained, num_parameters)
 
     parts, drawn = draw_queries(workload, options.queries)
@@ -127,7 +132,7 @@ def prepare(
             DTYPES[wanted.dtype],
             device,
             last_samples=drawn if options.queries.kind == "test" else None,
-            prefer_stored=not options.sketches.of_coordinates,
+            prefer_stored=not (options.sketches.of_coordinates or options.sketches.of_factors),
         )
         cache = Cache(wanted.cache_dir, plan, trained.fingerprint, choice.file)
     gradients = LazyGradients(run, cache)
@@ -149,10 +154,13 @@ def prepare(
         with run.phase("geometry"):
             range_weights = basis.range_weights(geometry.queries, lambda: rows)
     columns = None
-    if options.sketches.proj_type == "sjlt" and options.sketches.sparsity == 1:
+    if options.sketches.one_entry_a_column:
         rows = gradients.get(basis.norms)
         with run.phase("column sample"):
             columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
+    if options.sketches.of_factors:
+        with run.phase("stable rank"):
+            run.record(mean_stable_rank=stable_rank(plan))
     spectrum = ExactSpectrum(geometry.eigenvalues)
     mean = mean_eigenvalue(spectrum)
     ridges, ridges_left_out = resolved_ridges(options.grid, spectrum)
@@ -167,7 +175,7 @@ def prepare(
         k=len(queries.rows),
         d=num_parameters,
         rank=geometry.rank,
-        ms=ms,
+        ms=dimensions.used,
         num_zero_train=queries.num_zero_train,
         num_zero_queries=queries.num_zero_queries,
         mean_eigenvalue=mean,
@@ -187,8 +195,7 @@ def prepare(
         geometry=geometry,
         spectrum=spectrum,
         query_samples=queries.samples,
-        ms=ms,
-        ms_left_out=ms_left_out,
+        dimensions=dimensions,
         ridges=ridges,
         ridges_left_out=ridges_left_out,
         effective_dimensions=d_lambda,
@@ -197,18 +204,19 @@ def prepare(
     )
 
 
-def make_sketcher(
-    options: SketchOptions, prepared: Prepared, smallest_ridge: float
-) -> CoordinateSketcher | ExplicitSketcher:
+def make_sketcher(options: SketchOptions, prepared: Prepared, smallest_ridge: float) -> Sketcher:
     """Return the sketcher asked for, of the vectors that the geometry holds."""
+    geometry = prepared.geometry
     if options.of_coordinates:
-        return CoordinateSketcher(prepared.geometry, smallest_ridge, options.seed)
-    vectors = prepared.geometry.scored.weights(prepared.geometry.norms)
+        return CoordinateSketcher(geometry, smallest_ridge, options.seed)
+    vectors = geometry.scored.weights(geometry.norms)
     if prepared.range_weights is not None:
         vectors = vectors.to_dense()
         vectors = torch.cat([vectors, vectors[-len(prepared.range_weights) :] - prepared.range_weights])
+    if options.of_factors:
+        return factored_sketcher(options, prepared.plan, geometry, vectors, prepared.ms[-1])
     projector = make_projector(options.proj_type, options.seed, options.sparsity)
-    return ExplicitSketcher(prepared.rows(), projector, prepared.geometry.num_train, vectors, max_m=prepared.ms[-1])
+    return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m=prepared.ms[-1])
 
 
 def _load_model(

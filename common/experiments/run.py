@@ -253,6 +253,8 @@ def variant(options: Sequence[Option]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(value) if isinstance(value, Path) else value
 
 

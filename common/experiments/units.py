@@ -13,12 +13,11 @@ import pandas as pd
 from common.foundations.progress import progress_bar
 from common.foundations.storage import uninterrupted, write_atomically, writing_to
 from common.sketches.influence import SketchedProblem
-from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
+from common.sketches.sketchers import Sketcher
 
 UNITS = "units.jsonl"
 # of the rows of a unit: raised with every change of what they hold, so that rows of older code are not continued
 FORMAT = 3
-Sketcher = CoordinateSketcher | ExplicitSketcher
 Measure = Callable[[SketchedProblem, int, int], list[dict]]
 
 

@@ -98,7 +98,7 @@ def test_only_a_rotation_invariant_projection_uses_coordinates(start):
 
 def test_dimensions_not_below_d_are_left_out(start):
     _, _, prepared = start("--min_m", "4096", "--max_m", "16384")
-    assert (prepared.ms, prepared.ms_left_out) == ([4096], [8192, 16384])
+    assert (prepared.ms, prepared.dimensions.too_large) == ([4096], [8192, 16384])
 
 
 def test_a_pair_that_does_not_exist_is_refused(start):

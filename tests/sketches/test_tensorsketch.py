@@ -62,7 +62,7 @@ def test_inner_products_are_right_on_average_with_the_variance_of_a_sparse_sketc
 def test_no_two_entries_of_a_row_or_a_column_meet_before_the_last_hashing(max_m):
     sketch = TensorSketch(flat((6, 13)), max_m, 0, 0)
     rows, cols = sketch._sides["p0"]
-    buckets = (rows.indices()[:, None] + cols.indices()) % sketch.length
+    buckets = (rows.buckets[:, None] + cols.buckets) % sketch.length
     assert all(len(row.unique()) == 13 for row in buckets)
     assert all(len(col.unique()) == 6 for col in buckets.T)
 

@@ -1,0 +1,48 @@
+"""What experiments do with gradients that come as factors: the sketcher, and how many directions a gradient has."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from common.experiments.dimensions import sizes_rule
+from common.experiments.options import SketchOptions
+from common.gradients.layer_factors import LayerFactors
+from common.gradients.planning import GradientPlan
+from common.gradients.stable_rank import mean_stable_rank
+from common.sketches.factored import FactoredSketch
+from common.sketches.geometry import Geometry
+from common.sketches.kronecker import KroneckerSketch
+from common.sketches.sketchers import FactoredSketcher
+from common.sketches.tensorsketch import TensorSketch
+
+NUM_RANKED = 16
+"""Training samples whose stable rank is looked at."""
+
+
+def factored_sketcher(options: SketchOptions, plan: GradientPlan, geometry: Geometry, vectors: Tensor, max_m: int) -> FactoredSketcher:
+    """Return the sketcher of a projection of factors, of (v, N) weights of the unit rows that are scored."""
+    factors = _factors(plan)
+
+    def make_sketch(trial: int) -> FactoredSketch:
+        if options.proj_type == "tensorsketch":
+            return TensorSketch(factors.parameters, max_m, options.seed, trial)
+        return KroneckerSketch(factors.parameters, max_m, options.seed, trial, sizes_rule(options))
+
+    return FactoredSketcher(
+        lambda: factors.batches(plan.examples, plan.batch_size, plan.device),
+        make_sketch,
+        geometry.norms,
+        geometry.num_train,
+        vectors,
+    )
+
+
+def stable_rank(plan: GradientPlan) -> float:
+    """Return the mean stable rank of the gradients of up to 16 training samples, see `mean_stable_rank`."""
+    samples = plan.parts[0][1]
+    chosen = samples.subset(slice(0, None, max(1, len(samples) // NUM_RANKED)))
+    return mean_stable_rank(_factors(plan), chosen.subset(slice(NUM_RANKED)).to(plan.device))
+
+
+def _factors(plan: GradientPlan) -> LayerFactors:
+    return LayerFactors(plan.model, plan.workload.loss, plan.routes)
