@@ -18,7 +18,7 @@ ROUNDING = {"effective_dimension.csv": 1e-4, "spectrum.csv": 1e-3, "predicted.cs
 
 
 @pytest.mark.parametrize("offload", ["none", "cpu", "disk", "recompute"])
-@pytest.mark.parametrize("proj_type", ["normal", "rademacher", "sjlt"])
+@pytest.mark.parametrize("proj_type", ["normal", "rademacher", "sjlt", "tensorsketch", "kronecker"])
 @pytest.mark.parametrize("experiment", MAINS)
 def test_a_gpu_gives_the_numbers_of_the_cpu(tmp_path, experiment, proj_type, offload):
     """Sketches are the same too, except where their entries are drawn on the device (rademacher)."""

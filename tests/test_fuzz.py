@@ -35,7 +35,7 @@ def mostly(values):
 
 
 OPTIONS = {
-    "--proj_type": texts("normal", "rademacher", "sjlt", "sjlt", "gauss"),
+    "--proj_type": texts("normal", "rademacher", "sjlt", "sjlt", "tensorsketch", "kronecker", "gauss"),
     "--batch_size": mostly(texts(1, 3, 1000, 10**6)),
     "--offload": texts("none", "cpu", "disk", "recompute", "tape"),
     "--grad_dtype": texts("float32", "float16", "bfloat16", "float64"),
@@ -52,6 +52,7 @@ OPTIONS = {
     "--num_train": mostly(texts(1, 2, 3, 20, 24, 25, 10**6)),
     "--epochs": mostly(texts(1, 2)),
     "--sjlt_sparsity": mostly(texts(1, 2, 4, 2**70)),
+    "--kronecker_ranks": texts("2,2", "1000,1000", "3", "0,1"),
     "--explicit_projection": st.none(),
     "--ridge_correction": st.none(),
     "--predict_only": st.none(),

@@ -52,10 +52,15 @@ FAST = {
     ("spectrum_bounds", "sjlt", "disk"),
     ("hyperparam_selection", "normal", "cpu"),
     ("hyperparam_selection", "sjlt", "none"),
+    ("spectrum_bounds", "tensorsketch", "recompute"),
+    ("hyperparam_selection", "kronecker", "recompute"),
 }
 RUNS = [
     pytest.param(*names, marks=() if names in FAST else pytest.mark.slow)
-    for names in itertools.product(MAINS, ("normal", "rademacher", "sjlt"), ("none", "cpu", "disk", "recompute"))
+    for names in [
+        *itertools.product(MAINS, ("normal", "rademacher", "sjlt"), ("none", "cpu", "disk", "recompute")),
+        *itertools.product(MAINS, ("tensorsketch", "kronecker"), ("recompute",)),
+    ]
 ]
 
 

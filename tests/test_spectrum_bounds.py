@@ -115,7 +115,7 @@ def test_the_summary_has_the_documented_columns_and_fits_the_trials(finished):
     summary, trials = finished[0].table("summary"), finished[0].table("trials")
     documented = (
         "m lambda d_lambda m_over_d_lambda num_trials num_queries mean_ratio mean_ratio_std eps_mean eps_50 eps_95 "
-        "eps_95_noise eps_95_trial_mean eps_95_std eps_99 eps_max num_bad"
+        "eps_95_noise eps_95_trial_mean eps_95_std eps_99 eps_max num_bad gaussian_equivalent_m"
     )
     assert set(documented.split()) <= set(summary.columns)
     assert list(zip(summary["m"], summary["lambda"], strict=True)) == [(m, ridge) for m in MS for ridge in LAMBDAS]
@@ -193,6 +193,7 @@ def test_the_same_command_gives_the_same_numbers_in_another_process(finished, co
         ("--proj_type", "normal", "--test_mode", "test"),
         ("--proj_type", "rademacher", "--offload", "recompute"),
         ("--proj_type", "sjlt"),
+        ("--proj_type", "tensorsketch"),
         ("--proj_type", "sjlt", "--sjlt_sparsity", "4", "--grad_dtype", "float16"),
     ],
     ids=" ".join,
@@ -206,6 +207,17 @@ def test_measured_and_predicted_bias_agree_for_every_kind_of_projection(command,
     allowed = 5 * summary["mean_ratio_std"] / 20**0.5 + 0.01
     assert ((summary["mean_ratio"] - summary["predicted_mean_ratio"]).abs() < allowed).all()
     assert summary["num_bad"].eq(0).all()
+
+
+def test_a_projection_without_a_law_is_measured_and_its_predictions_are_empty(command, capsys):
+    assert command("--proj_type", "kronecker", "--min_m", "1", "--max_m", "64") == 0
+    summary = command.table("summary")
+    assert summary["eps_95"].notna().all()
+    assert summary["m"].min() == 2
+    assert summary.filter(like="predicted_").isna().all(axis=None)
+    assert command.table("recommendation")["m"].isna().all()
+    assert json.loads((command.run / "config.json").read_text())["mean_stable_rank"] == pytest.approx(1)
+    assert "left out, below one number for each of 2 blocks: m = 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["self", "test"])

@@ -87,10 +87,11 @@ def power_of_two(text: str) -> int:
 
 def two_ranks(text: str) -> tuple[int, int]:
     """Parse A,B: two integers from 1 to a million."""
-    parts = [positive_int(part) for part in text.split(",")]
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be two integers >= 1, as in 64,64")
-    return parts[0], parts[1]
+    try:
+        cols, rows = (positive_int(part) for part in text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be two integers >= 1, as in 64,64") from None
+    return cols, rows
 
 
 def make_parser(description: str, min_m: int) -> OneLineParser:

@@ -158,9 +158,8 @@ def prepare(
         rows = gradients.get(basis.norms)
         with run.phase("column sample"):
             columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
-    if options.sketches.of_factors:
-        with run.phase("stable rank"):
-            run.record(mean_stable_rank=stable_rank(plan))
+    with run.phase("stable rank"):
+        run.record(mean_stable_rank=stable_rank(plan) if options.sketches.of_factors else None)
     spectrum = ExactSpectrum(geometry.eigenvalues)
     mean = mean_eigenvalue(spectrum)
     ridges, ridges_left_out = resolved_ridges(options.grid, spectrum)

@@ -276,12 +276,12 @@ def test_nothing_is_recommended_out_of_reach_or_without_a_positive_exact_lds(bes
     table = predicted_map({(8, 0.1): 0.3, (16, 0.1): 0.4})
     assert lds_sweep.cheapest(table, pd.DataFrame({"val_lds": [best, best]})) is None
     assert lds_sweep.measured_at(None, table) is None
-    assert lds_sweep.advice_sentence(None).startswith("No recommendation")
+    assert lds_sweep.advice_sentence(None, True).startswith("No recommendation")
 
 
 def test_what_was_measured_at_the_recommended_point_stands_beside_what_was_predicted():
     advice = lds_sweep.cheapest(predicted_map({(16, 0.1): 0.39}), pd.DataFrame({"val_lds": [0.4]}))
-    assert "not measured" in lds_sweep.advice_sentence(advice)
+    assert "not measured" in lds_sweep.advice_sentence(advice, True)
     summary = pd.DataFrame(
         {"m": [16, 16], "lambda": [0.1, 1.0], "val_lds": [0.37, 0.1], "val_lds_std": [math.nan, 0.2],
          "test_lds": [0.311, 0.1], "test_lds_std": [0.02, 0.2]}
@@ -289,4 +289,4 @@ def test_what_was_measured_at_the_recommended_point_stands_beside_what_was_predi
     found = lds_sweep.measured_at(advice, summary)
     assert (found["measured_val_lds"], found["measured_test_lds"], found["predicted_test_lds"]) == (0.37, 0.311, 0.3)
     assert found["measured_val_lds_std"] is None  # JSON has no NaN
-    assert "0.300 predicted, 0.311 measured" in lds_sweep.advice_sentence(found)
+    assert "0.300 predicted, 0.311 measured" in lds_sweep.advice_sentence(found, True)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.experiments.factored import factored_sketcher, stable_rank
+from common.experiments.options import SketchOptions
+from common.gradients.planning import compute_gradients, plan_gradients
+from common.sketches.basis import build_basis
+from common.sketches.geometry import ScoredVectors
+from tests import reference
+from tests.gradient_cases import CPU, reference_rows, trained
+from tests.reference_factored import columns_of
+from tests.reference_training import dropout_perceptron, tiny_workload
+
+RANKS = (3, 2)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    workload, model = tiny_workload(), trained(dropout_perceptron)
+    plan = plan_gradients(workload, model, [("training", workload.train)], 7, "recompute", torch.float32, CPU)
+    rows = compute_gradients(plan)
+    geometry = build_basis(rows, rows.num_rows).geometry(ScoredVectors(torch.tensor([0, 3])), lambda: rows)
+    return plan, geometry, reference_rows(model, [("training", workload.train)])
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("tensorsketch", None), ("kronecker", None), ("kronecker", RANKS)])
+def test_scores_are_those_of_the_dense_formula_with_the_same_matrix(planned, kind, ranks):
+    plan, geometry, train = planned
+    unit = train / train.norm(dim=1, keepdim=True)
+    sketcher = factored_sketcher(SketchOptions(kind, False, 1, 1, 5, ranks), plan, geometry, 32)
+    for trial in (0, 1):
+        for m, problem in sketcher.problems(trial, [32] if ranks else [8, 32]):
+            matrix = columns_of(sketcher.make_sketch(trial), m)
+            expected = reference.sketched_influence(matrix, train, unit[[0, 3]], unit[[0, 3]], 1e-2)
+            found = problem.whitened(1e-2)
+            torch.testing.assert_close(found @ found.T, expected, rtol=1e-3, atol=1e-4 * expected.max().item())
+
+
+def test_a_model_without_positions_has_gradients_of_rank_one(planned):
+    assert stable_rank(planned[0]) == pytest.approx(1)
