@@ -123,14 +123,18 @@ def parse_workload_options(parser: argparse.ArgumentParser) -> argparse.Namespac
 
 
 def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
-    """Add the options that both experiments have; `min_m` is the default of --min_m."""
-    add_workload_options(parser)
+    """Add the options that both experiments have; `min_m` is the default of --min_m.
+
+    Their order is that of the parts of a run folder's name.
+    """
     add = parser.add_argument
     add("--proj_type", choices=PROJECTIONS, default="normal", help="law of the projection")
     add("--grad_dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of stored gradients")
+    _add_subject_options(parser)
     add("--min_m", type=dimension, default=min_m, help="smallest projection dimension")
     add("--max_m", type=dimension, default=None, help="largest; default: largest power of two < d, at most 65536")
     add("--m_steps", type=grid_steps, default=0, help="log-spaced m from smallest to largest; 0: powers of two")
+    _add_sample_options(parser)
     add("--explicit_projection", action="store_true", help="normal: project the d-dimensional gradients")
     add("--sjlt_sparsity", type=power_of_two, default=1, help="non-zeros in each column of an SJLT")
     add(
@@ -142,10 +146,17 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     )
     add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
     add("--predict_only", action="store_true", help="draw no sketch: closed-form predictions alone")
+    add("--fresh", action="store_true", help="do not continue an interrupted run")
 
 
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
     """Add the options about model, data, gradients, queries, ridges and trials, whatever is sketched."""
+    _add_subject_options(parser)
+    _add_sample_options(parser)
+    parser.add_argument("--fresh", action="store_true", help="do not continue an interrupted run")
+
+
+def _add_subject_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset", choices=DATASET_NAMES, default=None, help=f"data; default: {DEFAULT_PAIR[0]}")
     add("--model", choices=MODEL_NAMES, default=None, help=f"model; default: {DEFAULT_PAIR[1]}")
@@ -171,6 +182,10 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=seed_int, default=42, help="seed of queries and sketches")
     add("--device", choices=("cuda", "cpu"), default=None, help="default: cuda where there is one, else cpu")
     add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
+
+
+def _add_sample_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--lambda_exp_min", type=ridge_exponent, default=-8, help="smallest ridge is 10 to this power")
     add("--lambda_exp_max", type=ridge_exponent, default=2, help="largest ridge is 10 to this power")
     add("--lambda_steps", type=grid_steps, default=0, help="log-spaced ridges between these two; 0: powers of ten")
@@ -183,7 +198,6 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     add("--num_test_grads", type=positive_int, default=500, help="query gradients")
     add("--num_train", type=positive_int, default=None, help="training samples used; default: all of the dataset's")
     add("--epochs", type=positive_int, default=None, help="training epochs; default: the recipe's")
-    add("--fresh", action="store_true", help="do not continue an interrupted run")
 
 
 def check_workload_options(args: argparse.Namespace) -> None:

@@ -19,7 +19,9 @@ NUM_RANKED = 16
 """Training samples whose stable rank is looked at."""
 
 
-def factored_sketcher(options: SketchOptions, plan: GradientPlan, geometry: Geometry, vectors: Tensor, max_m: int) -> FactoredSketcher:
+def factored_sketcher(
+    options: SketchOptions, plan: GradientPlan, geometry: Geometry, vectors: Tensor, max_m: int
+) -> FactoredSketcher:
     """Return the sketcher of a projection of factors, of (v, N) weights of the unit rows that are scored."""
     factors = _factors(plan)
 

@@ -29,7 +29,9 @@ def planned():
 def test_scores_are_those_of_the_dense_formula_with_the_same_matrix(planned, kind, ranks):
     plan, geometry, train = planned
     unit = train / train.norm(dim=1, keepdim=True)
-    sketcher = factored_sketcher(SketchOptions(kind, False, 1, 1, 5, ranks), plan, geometry, 32)
+    sketcher = factored_sketcher(
+        SketchOptions(kind, False, 1, 1, 5, ranks), plan, geometry, geometry.scored.weights(geometry.norms), 32
+    )
     for trial in (0, 1):
         for m, problem in sketcher.problems(trial, [32] if ranks else [8, 32]):
             matrix = columns_of(sketcher.make_sketch(trial), m)
