@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import factorized_influence
 import hyperparam_selection
@@ -153,6 +154,17 @@ def test_on_a_pretended_gpu_no_two_devices_meet_and_the_numbers_are_those_of_the
     assert status == 0
     for name, table in tables(folder).items():
         pd.testing.assert_frame_equal(table, tables(expected)[name], rtol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.usefixtures("no_figure")
+def test_a_gpu_gives_the_numbers_of_the_cpu(run, tmp_path):
+    """Gradients are float32 and summed in another order; sketches are drawn on the CPU."""
+    options = [*SIZES, "--cache_dir", str(tmp_path / "cache")]
+    found, expected = (tables(run(*options, "--device", device, output=device)[-1]) for device in ("cuda", "cpu"))
+    for name, column in (("summary", "mean_ratio"), ("layers", "d_lambda_kfac"), ("layers", "d_lambda_ekfac")):
+        np.testing.assert_allclose(found[name][column], expected[name][column], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

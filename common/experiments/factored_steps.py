@@ -65,7 +65,7 @@ def fit_curvature(run: Run, prepared: Prepared) -> Curvature:
     if missing:
         print(f"{len(missing)} parameters have no gradient at any sample, and no curvature: {', '.join(missing)}")
     counts = pd.Series([block.kind for block in blocks]).value_counts()
-    print("curvature: " + ", ".join(f"{count} blocks of the kind {kind}" for kind, count in counts.items()))
+    print("blocks of the curvature: " + ", ".join(f"{count} of the kind {kind}" for kind, count in counts.items()))
     spectra: dict[str, Tensor] = {}
     affordable = [block for block in blocks if fisher.is_affordable(block, num_train)]
     if len(affordable) < len(blocks):
