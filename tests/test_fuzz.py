@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import factorized_influence
 import hyperparam_selection
 import spectrum_bounds
 from common.experiments import script
@@ -17,10 +18,11 @@ from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
 
-MAINS = {"spectrum_bounds": spectrum_bounds.main, "hyperparam_selection": hyperparam_selection.main}
+MAINS = {module.__name__: module.main for module in (spectrum_bounds, hyperparam_selection, factorized_influence)}
 FILES = {
     "spectrum_bounds": {"trials.csv", "summary.csv", "spectrum.csv", "effective_dimension.csv", "recommendation.csv"},
     "hyperparam_selection": {"trials.csv", "summary.csv", "predicted.csv", "selection.json"},
+    "factorized_influence": {"lds.csv", "layers.csv", "summary.csv", "layer_errors.csv"},
 }
 ABSURD = ["0", "-1", "-0", "1.5", "1e3", "nan", "inf", "", " ", "x", "²", "９", "9" * 25, str(2**40), str(2**63)]
 
@@ -63,6 +65,10 @@ OPTIONS = {
     "--workload": texts("/dev/null", "no_such_file.py"),
     "--no_such_option": st.none(),
 }
+GROUND_TRUTH = {
+    "--val_ratio": mostly(texts(1e-9, 0.1, 0.5, 0.99)),
+    "--num_subsets": mostly(texts(1, 2, 3, 4, 12)),
+}
 OWN = {
     "spectrum_bounds": {
         "--test_mode": texts("self", "test", "train"),
@@ -71,15 +77,15 @@ OWN = {
         "--min_d_lambda": mostly(texts(0, 1e-300, 0.5, 5, 1e300)),
         "--target_eps": mostly(texts(1e-300, 1e-9, 0.01, 0.3, 0.999999)),
     },
-    "hyperparam_selection": {
-        "--val_ratio": mostly(texts(1e-9, 0.1, 0.5, 0.99)),
-        "--num_subsets": mostly(texts(1, 2, 3, 4, 12)),
-    },
+    "hyperparam_selection": GROUND_TRUTH,
+    "factorized_influence": GROUND_TRUTH
+    | {"--m_a": mostly(texts(1, "2,3", "16,9,16", 2**40)), "--m_e": mostly(texts(1, "4,1", "1,,2", 10**6))},
 }
 # a narrow range of m and λ that every option added to it can still change
 SANE = {"--lambda_exp_min": "-3", "--lambda_exp_max": "0", "--num_trials": "2", "--num_test_grads": "15"}
 SANE_OWN = {"spectrum_bounds": {"--min_d_lambda": "0"}, "hyperparam_selection": {"--val_ratio": "0.3", "--min_m": "4"}}
 SANE_OWN["hyperparam_selection"]["--num_subsets"] = "5"
+SANE_OWN["factorized_influence"] = {"--val_ratio": "0.3", "--num_subsets": "5"}
 
 
 @st.composite
