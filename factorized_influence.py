@@ -9,11 +9,11 @@ Writes tables and a figure to results/factorized_influence/.
 from __future__ import annotations
 
 from common.experiments import arguments, ground_truth_arguments, script
-from common.experiments.options import FactoredOptions, RunRequest
+from common.experiments.options import CurvatureOptions, RunRequest
 from common.experiments.run import Run
 
 
-def parse_arguments() -> tuple[FactoredOptions, RunRequest]:
+def parse_arguments() -> tuple[CurvatureOptions, RunRequest]:
     """Return the checked options, and what the run folder is named after."""
     parser = arguments.make_workload_parser(__doc__)
     ground_truth_arguments.add_ground_truth_options(parser)
@@ -23,7 +23,7 @@ def parse_arguments() -> tuple[FactoredOptions, RunRequest]:
     args = arguments.parse_workload_options(parser)
     selection = ground_truth_arguments.selection_options(args, arguments.unsketched_options(args))
     m_a, m_e = (tuple(map(int, text.split(","))) for text in (args.m_a, args.m_e))
-    options = FactoredOptions(selection, m_a, m_e)
+    options = CurvatureOptions(selection, m_a, m_e)
     return options, arguments.run_request("factorized_influence", args, parser)
 
 
@@ -34,33 +34,33 @@ def main() -> None:
         experiment(options, run)
 
 
-def experiment(options: FactoredOptions, run: Run) -> None:
+def experiment(options: CurvatureOptions, run: Run) -> None:
     """Factor, score, sketch, and write the results."""
     # these take seconds to import: not before the options are known to be right
     from common.curvature.coordinates import KFAC
-    from common.experiments import factored_figure, factored_steps, factored_sweep, lds_steps
+    from common.experiments import curvature_figure, curvature_steps, curvature_sweep, lds_steps
     from common.experiments.preparation import prepare
 
     # model, gradients, eigenvalues of F, and what attribution has to predict
     prepared = prepare(options.selection.shared, run, options.selection.num_subsets)
     task = lds_steps.make_task(options.selection, run, prepared)
-    ridges = factored_steps.make_ridges(options, prepared)
+    ridges = curvature_steps.make_ridges(options, prepared)
 
     # A and E of every layer, then scores in their eigenbases, exact and sketched
-    curvature = factored_steps.fit_curvature(run, prepared)
-    measured = factored_steps.sweep(options, run, prepared, curvature, ridges)
-    dimensions = factored_steps.dimensions(measured, prepared, ridges)
+    curvature = curvature_steps.fit_curvature(run, prepared)
+    measured = curvature_steps.sweep(options, run, prepared, curvature, ridges)
+    dimensions = curvature_steps.dimensions(measured, prepared, ridges)
 
-    lds = factored_sweep.lds_table(measured.scores, task, ridges, dimensions)
-    summary = factored_sweep.summarise(measured.units, measured.scores.own[KFAC], ridges, dimensions[KFAC])
+    lds = curvature_sweep.lds_table(measured.scores, task, ridges, dimensions)
+    summary = curvature_sweep.summarise(measured.units, measured.scores.own[KFAC], ridges, dimensions[KFAC])
     run.write_table("lds.csv", lds)
     run.write_table("layers.csv", measured.layers)
     run.write_table("summary.csv", summary)
-    run.write_table("layer_errors.csv", factored_sweep.block_errors(measured.units))
+    run.write_table("layer_errors.csv", curvature_sweep.block_errors(measured.units))
     with run.phase("figure"):
         title = f"{prepared.workload.name}, Kronecker factors, {options.selection.num_subsets} subset models"
-        factored_figure.draw_factorized_influence(run.folder, lds, measured.layers, summary, title)
-    factored_steps.report(lds, summary)
+        curvature_figure.draw_factorized_influence(run.folder, lds, measured.layers, summary, title)
+    curvature_steps.report(lds, summary)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import factorized_influence
 import hyperparam_selection
 from common.curvature import fisher, sketches
-from common.experiments import arguments, factored_figure, factored_sweep, lds_figure, script
+from common.experiments import arguments, curvature_figure, curvature_sweep, lds_figure, script
 from tests.pretended_device import pretended_device
 from tests.tiny import write_tiny
 
@@ -44,7 +44,7 @@ def run(tmp_path, toy_benchmarks, monkeypatch, capsys):
 @pytest.fixture
 def no_figure(monkeypatch):
     """It takes longer than the rest."""
-    for module, name in ((factored_figure, "draw_factorized_influence"), (lds_figure, "draw_hyperparam_selection")):
+    for module, name in ((curvature_figure, "draw_factorized_influence"), (lds_figure, "draw_hyperparam_selection")):
         monkeypatch.setattr(module, name, lambda *args: None)
 
 
@@ -96,17 +96,17 @@ def test_a_model_of_one_layer_has_the_dimensions_and_the_lds_of_f_in_both_experi
 @pytest.mark.usefixtures("no_figure")
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(run, monkeypatch):
     _, _, _, uninterrupted = run(*SIZES, output="uninterrupted")
-    measure = factored_sweep.measure
+    measure = curvature_sweep.measure
 
     def stop_at_the_second(task, trial):
         if trial == 1:
             raise KeyboardInterrupt
         return measure(task, trial)
 
-    monkeypatch.setattr(factored_sweep, "measure", stop_at_the_second)
+    monkeypatch.setattr(curvature_sweep, "measure", stop_at_the_second)
     assert run(*SIZES)[0] == 130
     measured = []
-    monkeypatch.setattr(factored_sweep, "measure", lambda task, trial: measured.append(trial) or measure(task, trial))
+    monkeypatch.setattr(curvature_sweep, "measure", lambda task, trial: measured.append(trial) or measure(task, trial))
     status, _, _, folder = run(*SIZES)
     assert (status, measured) == (0, [1])
     for path in uninterrupted.glob("*.csv"):

@@ -233,7 +233,7 @@ class SelectionOptions:
 
 
 @dataclass(frozen=True)
-class FactoredOptions:
+class CurvatureOptions:
     """What factorized_influence.py is asked for."""
 
     selection: SelectionOptions

@@ -9,8 +9,8 @@ import torch
 
 from common.curvature import sketches
 from common.curvature.coordinates import EKFAC, KFAC, BlockCoordinates
-from common.experiments import factored_sweep
-from common.experiments.factored_sweep import ExactScores, Ridges, SketchTask
+from common.experiments import curvature_sweep
+from common.experiments.curvature_sweep import ExactScores, Ridges, SketchTask
 from common.foundations.errors import UserError
 from tests.curvature.references import bilinear, dense_curvature, factored_block, positive
 
@@ -41,7 +41,7 @@ def task(parts):
 
 def table(task, trials=2):
     return pd.DataFrame(
-        {"trial": trial, "group": 0, **row} for trial in range(trials) for row in factored_sweep.measure(task, trial)
+        {"trial": trial, "group": 0, **row} for trial in range(trials) for row in curvature_sweep.measure(task, trial)
     )
 
 
@@ -68,7 +68,7 @@ def test_scores_of_the_model_are_sums_over_blocks_of_dense_ones(task, parts):
 
 
 def test_sketched_scores_are_summed_over_blocks_too(task, parts):
-    rows = [row for row in factored_sweep.measure(task[0], 1) if (row["m_a"], row["m_e"]) == (2, 2)]
+    rows = [row for row in curvature_sweep.measure(task[0], 1) if (row["m_a"], row["m_e"]) == (2, 2)]
     ridges = torch.tensor(RIDGES.values, dtype=torch.float64)
     for kind in ("decoupled", "joint"):
         expected = torch.zeros(2, 5, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_sketched_scores_are_summed_over_blocks_too(task, parts):
 
 def test_the_summary_pools_ratios_over_queries_and_trials(task):
     units, own = table(task[0]), task[1].own[KFAC]
-    summary = factored_sweep.summarise(units, own, RIDGES, [4.0, 2.0]).set_index(["kind", "m_a", "lambda"])
+    summary = curvature_sweep.summarise(units, own, RIDGES, [4.0, 2.0]).set_index(["kind", "m_a", "lambda"])
     cell = units[(units["kind"] == "decoupled") & (units["m_a"] == 2) & (units["lambda"] == 1e-1)]
     ratios = np.concatenate([np.array(scores) / own[1].numpy() for scores in cell["scores"]])
     row = summary.loc[("decoupled", 2, 1e-1)]
@@ -100,11 +100,11 @@ def test_the_summary_pools_ratios_over_queries_and_trials(task):
 def test_a_sketch_that_was_not_drawn_in_one_block_leaves_the_cell_of_the_model_empty(task, monkeypatch):
     monkeypatch.setattr(sketches, "JOINT_COST", 12**2 * 15)
     units = table(task[0])
-    summary = factored_sweep.summarise(units, task[1].own[KFAC], RIDGES, [4.0, 2.0])
+    summary = curvature_sweep.summarise(units, task[1].own[KFAC], RIDGES, [4.0, 2.0])
     empty = summary[summary["eps_95"].isna()]
     assert set(zip(empty["kind"], empty["m_a"], empty["m"], strict=True)) == {("joint", 4, 24)}
     assert (empty["num_trials"] == 0).all()
-    errors = factored_sweep.block_errors(units)
+    errors = curvature_sweep.block_errors(units)
     assert len(errors[(errors["kind"] == "joint") & (errors["m_a"] == 4)]) == 2  # the smaller block, two λ
 
 
@@ -115,14 +115,14 @@ def test_queries_without_a_gradient_are_counted(parts):
     scores = ExactScores({}, {})
     task = SketchTask([silent], [scores.add(silent, RIDGES)], 0, [(2, 2)], RIDGES, seed=3)
     units = table(task, trials=1)
-    summary = factored_sweep.summarise(units, scores.own[KFAC], RIDGES, [4.0, 2.0])
+    summary = curvature_sweep.summarise(units, scores.own[KFAC], RIDGES, [4.0, 2.0])
     assert (summary["num_bad"] == 5).all()
-    assert factored_sweep.block_errors(units)["num_bad"].tolist() == [5] * 4
+    assert curvature_sweep.block_errors(units)["num_bad"].tolist() == [5] * 4
 
 
 def test_errors_of_a_block_are_means_over_trials(task):
     units = table(task[0], trials=3)
-    errors = factored_sweep.block_errors(units).set_index(["block", "kind", "m_a", "lambda"])
+    errors = curvature_sweep.block_errors(units).set_index(["block", "kind", "m_a", "lambda"])
     assert errors["num_trials"].eq(3).all()
     cell = units[(units["kind"] == "joint") & (units["m_a"] == 2) & (units["lambda"] == 1e-3)]
     values = [blocks["w"][2] for blocks in cell["blocks"]]
@@ -132,7 +132,7 @@ def test_errors_of_a_block_are_means_over_trials(task):
 def test_layers_have_the_dimensions_of_all_their_curvatures():
     one, a, e = part(6, 4, 0)
     fisher = torch.tensor([2.0, 0.5], dtype=torch.float64)
-    table = factored_sweep.block_table([one], {"w": fisher}, RIDGES)
+    table = curvature_sweep.block_table([one], {"w": fisher}, RIDGES)
     for i, ridge in enumerate(RIDGES.values):
         dense = torch.linalg.eigvalsh(dense_curvature(a, e))
         row = table.loc[i]
@@ -140,7 +140,7 @@ def test_layers_have_the_dimensions_of_all_their_curvatures():
         assert row["d_lambda_ekfac"] == pytest.approx((one.corrected / (one.corrected + ridge)).sum().item(), rel=1e-9)
         assert row["d_lambda_fisher"] == pytest.approx(2 / (2 + ridge) + 0.5 / (0.5 + ridge), rel=1e-12)
         assert row["d_lambda_factorised"] == pytest.approx(row["d_lambda_a"] * row["d_lambda_e"], rel=1e-12)
-    assert factored_sweep.block_table([one], {}, RIDGES)["d_lambda_fisher"].isna().all()
+    assert curvature_sweep.block_table([one], {}, RIDGES)["d_lambda_fisher"].isna().all()
 
 
 def test_the_best_row_is_chosen_by_validation_alone():
@@ -152,5 +152,5 @@ def test_the_best_row_is_chosen_by_validation_alone():
             "test_lds": [0.9, 0.0, 0.1, 0.9, 0.9],
         }
     )
-    best = factored_sweep.best_rows(lds)
+    best = curvature_sweep.best_rows(lds)
     assert best[["curvature", "test_lds"]].to_numpy().tolist() == [["kfac", 0.0], ["full", 0.1]]

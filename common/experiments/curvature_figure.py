@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from common.curvature.coordinates import EKFAC, KFAC
-from common.experiments import factored_sweep
-from common.experiments.factored_steps import NAMES
-from common.experiments.factored_sweep import DECOUPLED, FULL, JOINT
+from common.experiments import curvature_sweep
+from common.experiments.curvature_steps import NAMES
+from common.experiments.curvature_sweep import DECOUPLED, FULL, JOINT
 from common.experiments.figures import MARKERS, STYLE, legend_below, ridge_label, save_figure
 
 COLOURS = {KFAC: "#D55E00", EKFAC: "#0072B2", FULL: "black"}
@@ -42,7 +42,7 @@ def draw_factorized_influence(
 
 def _best_ridge(lds: pd.DataFrame) -> float:
     """Return the λ of the sketches that are drawn: K-FAC's best by validation, else the middle one."""
-    best = factored_sweep.best_rows(lds)
+    best = curvature_sweep.best_rows(lds)
     star = best.loc[best["curvature"] == KFAC, "lambda"]
     return star.iloc[0] if len(star) else sorted(lds["lambda"])[len(lds) // 2]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.experiments import factored_figure
+from common.experiments import curvature_figure
 
 RIDGES = [1e-4, 1e-2, 1.0]
 
@@ -42,10 +42,10 @@ def make_tables():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder, kept = tmp_path_factory.mktemp("figure"), []
-    save = factored_figure.save_figure
+    save = curvature_figure.save_figure
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factored_figure, "save_figure", lambda figure, where: (kept.append(figure), save(figure, where)))
-        factored_figure.draw_factorized_influence(folder, *make_tables(), "what was measured")
+        patch.setattr(curvature_figure, "save_figure", lambda figure, where: (kept.append(figure), save(figure, where)))
+        curvature_figure.draw_factorized_influence(folder, *make_tables(), "what was measured")
     return kept[0], folder
 
 

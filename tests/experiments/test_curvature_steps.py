@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from common.experiments import factored_steps
+from common.experiments import curvature_steps
 
 
 def lds(**changes):
@@ -19,7 +19,7 @@ def summary(joint_trials=2, num_bad=0):
 
 
 def test_the_report_names_the_largest_size_that_both_kinds_were_drawn_with(capsys):
-    factored_steps.report(lds(), summary())
+    curvature_steps.report(lds(), summary())
     first, second = capsys.readouterr().out.splitlines()
     assert first == "K-FAC: best validation LDS at λ = 0.1, d_λ = 12: test LDS 0.250 (0.200 to 0.300)"
     assert second == (
@@ -28,7 +28,7 @@ def test_the_report_names_the_largest_size_that_both_kinds_were_drawn_with(capsy
 
 
 def test_the_report_says_what_could_not_be_drawn(capsys):
-    factored_steps.report(lds(), summary(joint_trials=0))
+    curvature_steps.report(lds(), summary(joint_trials=0))
     out = capsys.readouterr().out
     assert "(m_A, m_E) = (4, 2), 8 numbers in all" in out
     assert "joint sketches of 1 sizes (m_A, m_E) were too large to be drawn: their cells are empty" in out
@@ -37,10 +37,10 @@ def test_the_report_says_what_could_not_be_drawn(capsys):
 @pytest.mark.parametrize("where", ["summary", "lds"])
 def test_the_report_counts_what_is_not_finite(where, capsys):
     bad_lds = lds(test_num_bad=3) if where == "lds" else lds()
-    factored_steps.report(bad_lds, summary(num_bad=1 if where == "summary" else 0))
+    curvature_steps.report(bad_lds, summary(num_bad=1 if where == "summary" else 0))
     assert "that are not finite are counted and left out of every mean" in capsys.readouterr().out
 
 
 def test_a_run_whose_correlations_are_all_undefined_reports_no_best_ridge(capsys):
-    factored_steps.report(lds(val_lds=float("nan")), summary())
+    curvature_steps.report(lds(val_lds=float("nan")), summary())
     assert "best validation LDS" not in capsys.readouterr().out

@@ -12,9 +12,9 @@ from common.curvature import coordinates, fisher
 from common.curvature.blocks import find_blocks, without_block
 from common.curvature.coordinates import EKFAC, KFAC, BlockCoordinates
 from common.curvature.factors import FactoredBlock, fit
-from common.experiments import factored_sweep
-from common.experiments.factored_sweep import DECOUPLED, FULL, JOINT, ExactScores, Ridges, SketchTask
-from common.experiments.options import FactoredOptions
+from common.experiments import curvature_sweep
+from common.experiments.curvature_sweep import DECOUPLED, FULL, JOINT, ExactScores, Ridges, SketchTask
+from common.experiments.options import CurvatureOptions
 from common.experiments.preparation import Prepared
 from common.experiments.run import Run, bad_values
 from common.experiments.units import UnitLog
@@ -43,10 +43,10 @@ class Measured:
     layers: pd.DataFrame
     """layers.csv."""
     units: pd.DataFrame
-    """Rows of `factored_sweep.measure` with their trial and group."""
+    """Rows of `curvature_sweep.measure` with their trial and group."""
 
 
-def make_ridges(options: FactoredOptions, prepared: Prepared) -> Ridges:
+def make_ridges(options: CurvatureOptions, prepared: Prepared) -> Ridges:
     """Return the λ of the run: those that F resolves, in the units of --lambda_scale."""
     grid = options.selection.shared.grid
     return Ridges(tuple(grid.ridges(1.0)[-len(prepared.ridges) :]), grid.lambda_scale == "relative")
@@ -78,7 +78,7 @@ def fit_curvature(run: Run, prepared: Prepared) -> Curvature:
     return Curvature(factored, layers, spectra)
 
 
-def sweep(options: FactoredOptions, run: Run, prepared: Prepared, curvature: Curvature, ridges: Ridges) -> Measured:
+def sweep(options: CurvatureOptions, run: Run, prepared: Prepared, curvature: Curvature, ridges: Ridges) -> Measured:
     """Return exact scores, effective dimensions and errors of sketches, those of an interrupted run included.
 
     Blocks come in groups whose coordinates fit in memory; each group takes one pass over the samples.
@@ -95,13 +95,13 @@ def sweep(options: FactoredOptions, run: Run, prepared: Prepared, curvature: Cur
                 parts = _gather(prepared, curvature, group)
             with run.phase("exact scores"):
                 own = [scores.add(part, ridges) for part in parts]
-                layers.append(factored_sweep.block_table(parts, curvature.fishers, ridges))
+                layers.append(curvature_sweep.block_table(parts, curvature.fishers, ridges))
             task = SketchTask(parts, own, first, options.sizes, ridges, shared.sketches.seed)
             first += len(parts)
             with run.phase("sketches"):
                 for trial in range(shared.sketches.num_trials):
                     if (trial, number) not in log:
-                        log.append(trial, number, factored_sweep.measure(task, trial))
+                        log.append(trial, number, curvature_sweep.measure(task, trial))
                     progress.update()
     rows = (
         {"trial": trial, "group": number, **row}
@@ -139,7 +139,7 @@ def dimensions(measured: Measured, prepared: Prepared, ridges: Ridges) -> dict[s
 
 def report(lds: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Print the best λ of each curvature, what sketches cost there, and what could not be measured."""
-    best = factored_sweep.best_rows(lds).set_index("curvature").to_dict("index")
+    best = curvature_sweep.best_rows(lds).set_index("curvature").to_dict("index")
     for name, row in best.items():
         print(
             f"{NAMES[str(name)]}: best validation LDS at λ = {row['lambda']:g}, d_λ = {row['d_lambda']:.0f}: "
