@@ -6,7 +6,9 @@ Columns follow `model.named_parameters()`, each parameter flattened row by row (
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from common.gradients.one_at_a_time import one_gradient
 from common.gradients.precision import attributed
 from common.gradients.routes import CheckedRoutes, check_routes, drop
 from common.gradients.row_checks import check_rows
+from common.gradients.streamed_rows import StreamedGradients
 from common.gradients.verification import Mismatch, Subject
 from common.workloads.records import Examples, Workload, concatenate
 
@@ -30,6 +33,7 @@ CHECK_SHARE = 0.05
 """Share of the time of all gradients that checking them may take, choosing the routes included."""
 LARGEST_IN_RAM = 2**32
 """Bytes up to which gradients are stored in RAM where nobody says otherwise."""
+Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -160,6 +164,30 @@ def _recomputed(plan: GradientPlan, norms: Tensor | None) -> RecomputedGradients
         routes = drop(routes, wrong, plan.sample_name)
 
 
+def stream_gradients(
+    plan: GradientPlan, use: Callable[[StreamedGradients], Result]
+) -> tuple[StreamedGradients, Result]:
+    """Return gradients that are recomputed batch by batch at every pass, and what `use` has made of the first one.
+
+    `use` takes one pass over all of them. Then some are checked against plain autograd; where a parameter's are wrong,
+    they take the next step of the ladder, and `use` is called again.
+
+    Raises:
+        UserError: a gradient is not finite (says which sample and parameter).
+    """
+    routes = plan.routes
+    size = max(1, min(plan.batch_size, BATCH_BYTES // (4 * plan.num_columns)))
+    while True:
+        start = time.perf_counter()
+        gradients = StreamedGradients(plan.model, plan.workload.loss, routes, plan.examples, size, plan.device)
+        result = use(gradients)
+        _check_norms(gradients.norms, plan)
+        wrong = _check(plan, routes, gradients, torch.float32, time.perf_counter() - start)
+        if not wrong:
+            return gradients, result
+        routes = drop(routes, wrong, plan.sample_name)
+
+
 def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
     """Compute all gradients of a plan, batch by batch, into `gradients`, and check them against plain autograd.
 
@@ -186,7 +214,7 @@ def fill(gradients: StoredGradients, plan: GradientPlan) -> None:
 def _check(
     plan: GradientPlan,
     routes: Routes,
-    gradients: StoredGradients | RecomputedGradients,
+    gradients: StoredGradients | RecomputedGradients | StreamedGradients,
     stored: torch.dtype,
     seconds: float,
 ) -> list[Mismatch]:

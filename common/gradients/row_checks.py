@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from common.foundations.seeds import make_generator
-from common.gradients.kept_rows import Gradients
 from common.gradients.layer_capture import ONE_AT_A_TIME, LayerCapture, Routes
 from common.gradients.verification import (
     SEED,
@@ -32,6 +32,18 @@ LAST_BITS = 3
 """Neighbouring models, all weights changed by a rounding, that show how well a gradient is determined."""
 
 
+class Rows(Protocol):
+    """What a check needs of gradients, wherever they are kept."""
+
+    num_columns: int
+    """d."""
+    norms: Tensor
+    """(N,) float64 lengths."""
+
+    def inner_products(self, rows: Tensor) -> Tensor:
+        """Return the (k, k) float64 inner products of (k,) int64 rows scaled to unit length."""
+
+
 @dataclass(frozen=True)
 class RowCheck:
     """What a check of finished rows has found."""
@@ -46,7 +58,7 @@ class RowCheck:
     """Parameters whose gradients are wrong; none where all differences are rounding."""
 
 
-def check_rows(subject: Subject, routes: Routes, gradients: Gradients, stored: torch.dtype, seconds: float) -> RowCheck:
+def check_rows(subject: Subject, routes: Routes, gradients: Rows, stored: torch.dtype, seconds: float) -> RowCheck:
     """Return how lengths and inner products of some rows compare with those of one backward pass a sample.
 
     The rows are the longest, the shortest that is not zero, and seeded ones: two per cent of all, fewer where that

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
 from common.gradients.layer_gradients import RowGradients
+from common.gradients.lengths import row_lengths
 from common.sketches.row_projection import RowProjection
 from common.workloads.records import Examples, Loss
 
@@ -64,12 +65,3 @@ class GradientRows:
             batch = examples.subset(slice(start, start + self._batch_size)).to(self._device)
             self._gradients(batch, rows[start : start + len(batch)])
         return ProjectedRows(self._projection(rows), row_lengths(rows))
-
-
-def row_lengths(rows: Tensor) -> Tensor:
-    """Return the (b,) float64 lengths of (b, d) rows, summed in float64."""
-    if rows.is_cuda:
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    # on a CPU several times as fast as a norm with a dtype of its own, and without a float64 copy of all rows
-    exact = rows.new_empty(rows.shape[1], dtype=torch.float64)
-    return torch.stack([exact.copy_(row).dot(exact) for row in rows]).sqrt()
