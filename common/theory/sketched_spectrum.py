@@ -134,6 +134,12 @@ class SketchedSpectrum:
             return w**3 / slope**2 + w**2 * curvature / (2 * slope**3)
         raise ValueError(f"power must be 1, 2 or 3, got {power}")
 
+    def own_inverse_dof(self, mu: Tensor) -> Tensor:
+        """Return 1/(M − d_2): estimates of aᵀ(F+μI)⁻¹b are those of a sketch of size M with ridge correction."""
+        solve = self.solve_of_ridge(mu)
+        r1, r2, t1, t2 = self._first_sums(solve)
+        return 1 / (self.size - t1 + r1 * t2 / r2)
+
     def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return the (p, cells) variance over sketches of the estimated aᵀ[(F+μ₁I)⁻¹ − (F+μ₂I)⁻¹]b.
 

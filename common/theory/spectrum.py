@@ -42,6 +42,9 @@ class Spectrum(Protocol):
     def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
         """Return (r, cells) weights c with aᵀ(F+μI)⁻ᵖ b = Σ_j c_j a_j b_j at (cells,) ridges μ > 0, p = 1, 2 or 3."""
 
+    def own_inverse_dof(self, mu: Tensor) -> Tensor:
+        """Return 1/ν of the noise that aᵀ(F+μI)⁻¹b carries because F is estimated, at ridges μ; 0 where F is known."""
+
     def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return the (p, cells) variance of what the weights say of aᵀ[(F+μ₁I)⁻¹ − (F+μ₂I)⁻¹]b; 0 where F is known.
 
@@ -77,6 +80,10 @@ class ExactSpectrum:
     def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
         """Return (r, cells) values of (s+μ)⁻ᵖ."""
         return (self.eigenvalues[:, None] + mu) ** -power
+
+    def own_inverse_dof(self, mu: Tensor) -> Tensor:
+        """Return zeros: nothing is estimated."""
+        return torch.zeros_like(torch.as_tensor(mu, dtype=torch.float64))
 
     def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return zeros: nothing is estimated."""

@@ -212,3 +212,11 @@ def test_the_variance_of_an_estimated_difference_is_that_over_sketches(generator
         predicted.append(spectrum.difference_variance(a, b, first, second))
     torch.testing.assert_close(torch.stack(predicted).mean(0), torch.stack(differences).var(0), rtol=0.3, atol=0)
     assert (ExactSpectrum(eigenvalues()).difference_variance(left, right, first, second) == 0).all()
+
+
+def test_the_noise_of_an_estimate_has_as_many_degrees_of_freedom_as_its_sketch_less_d_2(generator):
+    spectrum, exact = draw(generator), ExactSpectrum(eigenvalues())
+    sums = spectrum.sums(MUS)
+    expected = 1 / (M - (sums.first - sums.first_minus_second))
+    torch.testing.assert_close(spectrum.own_inverse_dof(MUS), expected, rtol=1e-10, atol=0)
+    assert (exact.own_inverse_dof(MUS) == 0).all()
