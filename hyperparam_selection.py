@@ -41,7 +41,7 @@ def experiment(options: SelectionOptions, run: Run) -> None:
     task = lds_steps.make_task(options, run, prepared)
 
     # without a sketch: exact LDS for every λ, and the closed form for every (m, λ)
-    exact = lds_sweep.summarise(lds_sweep.exact_rows(task), task)
+    exact = lds_steps.exact_table(prepared, task)
     with run.phase("prediction"):
         own_grid = shared.sketches.needs_powers_of_two or not shared.sketches.has_law
         predicted = lds_sweep.predict(lds_sweep.fine_dimensions(prepared.ms, own_grid), task)

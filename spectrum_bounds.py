@@ -61,9 +61,12 @@ def experiment(options: BoundsOptions, run: Run) -> None:
     trials = None
     if not shared.predict_only:
         units = error_steps.sweep(shared, run, prepared, cells, study.measure)
+        units, shares = error_steps.remove_reference(shared, prepared, cells, units)
         trials = study.trial_table(units)
         run.write_table("trials.csv", trials)
-        table = study.summarise(units).merge(table.drop(columns=["d_lambda", "m_over_d_lambda"]))
+        measured = study.summarise(units)
+        measured = measured if shares is None else measured.merge(shares, how="left")
+        table = measured.merge(table.drop(columns=["d_lambda", "m_over_d_lambda"]))
         run.record(prediction_gaps=error_sweep.prediction_gaps(table))
 
     run.write_table("summary.csv", table)

@@ -25,6 +25,7 @@ from common.experiments.units import UnitLog
 from common.foundations.seeds import make_generator
 from common.workloads import pairs
 from common.workloads.records import Dataset, Examples
+from tests.documents import code_spans, read, sections, tables
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
 
@@ -349,6 +350,39 @@ def test_ratios_without_a_value_are_counted_in_the_tables_and_said_once(tmp_path
     assert summary[["eps_95", "predicted_eps_95"]].notna().all(axis=None)
     captured = capsys.readouterr()
     assert sum("not finite" in line for line in (captured.out + captured.err).splitlines()) == 1
+
+
+# --- a reference sketch in place of exact scores ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_errors_against_a_reference_sketch_are_those_against_exact_scores_within_their_standard_error(command, capsys):
+    options = ("--proj_type", "sjlt", "--min_m", "8", "--num_trials", "4", "--ridge_correction")
+    assert command(*options) == 0
+    exact = command.table("summary")
+    shutil.rmtree(command.run)
+    assert command(*options, "--reference", "sketch", "--reference_m", "512") == 0
+    assert "share of the reference in the variance of measured ratios" in capsys.readouterr().out
+    assert {path.name for path in command.run.iterdir()} == FILES
+    found = command.table("summary")
+    (table,) = tables(sections(read("docs/files.md"))["Errors against a reference sketch"])[:1]
+    assert set(found) - set(exact) == {name for row in table.rows for name in code_spans(row[0])}
+    assert found["lambda"].equals(exact["lambda"])
+    assert command.config["reference_m"] == 512
+    for prefix in ("", "corrected_"):
+        share = found[f"{prefix}reference_share"].dropna()
+        assert share.between(0, 0.9).all()
+        for name in ("eps_95", "mean_ratio"):
+            gap = (found[f"{prefix}{name}"] - exact[f"{prefix}{name}"]) / found[f"{prefix}{name}_reference_std"]
+            assert gap.abs().max() < 5, name  # of 35 standard normal numbers that stray together
+        # with the share left in, errors are too large where it is largest
+        worst = found[f"{prefix}reference_share"].idxmax()
+        assert found.loc[worst, f"{prefix}eps_95_with_reference"] > found.loc[worst, f"{prefix}eps_95"]
+
+
+def test_pairs_have_no_reference_sketch(command, capsys):
+    assert command("--scores", "cross", "--reference", "sketch") == 2
+    assert "--reference sketch is for --scores self" in capsys.readouterr().err
 
 
 # --- scores of pairs ----------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from common.workloads.names import DATASET_NAMES, MODEL_NAMES, check_file, check
 NUM_TRAIN_GRADS = 1000
 DEFAULT_PAIR = ("mnist", "mlp")
 PROJECTIONS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
+REFERENCE_PROJECTIONS = ("normal", "rademacher", "sjlt")
+DEFAULT_REFERENCE_M = 8192
 NO_CUDA = "--device cuda: no CUDA device is available here; use --device cpu"
 
 
@@ -145,6 +147,14 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
         help="kronecker: every layer's columns become A numbers and its rows B; default: m is shared among the layers",
     )
     add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
+    add(
+        "--reference",
+        choices=("exact", "sketch"),
+        default="exact",
+        help="scores that sketched ones are compared with: exact, or those of one large sketch, where no matrix of all "
+        "samples fits",
+    )
+    add("--reference_m", type=power_of_two, default=None, help=f"size of that sketch; default: {DEFAULT_REFERENCE_M}")
     add("--predict_only", action="store_true", help="draw no sketch: closed-form predictions alone")
     add("--fresh", action="store_true", help="do not continue an interrupted run")
 
@@ -237,6 +247,7 @@ def check_shared_options(args: argparse.Namespace) -> None:
     check_workload_options(args)
     if args.explicit_projection and args.proj_type != "normal":
         raise UserError(f"--explicit_projection is for --proj_type normal; {args.proj_type} always projects explicitly")
+    check_reference(args)
     sketches = _sketches(args)
     recomputes = sketches.of_coordinates or sketches.of_factors
     may_recompute = args.offload == "recompute" or (args.offload is None and recomputes)
@@ -259,10 +270,33 @@ def check_shared_options(args: argparse.Namespace) -> None:
             raise UserError(f"{ranks} decides m; drop --max_m and --m_steps")
 
 
+def check_reference(args: argparse.Namespace) -> None:
+    """Check the options of the reference.
+
+    Raises:
+        UserError: they contradict each other, or others.
+    """
+    if args.reference == "exact":
+        if args.reference_m is not None:
+            raise UserError(f"--reference_m {args.reference_m} is for --reference sketch")
+        return
+    if args.proj_type not in REFERENCE_PROJECTIONS:
+        known = ", ".join(REFERENCE_PROJECTIONS)
+        raise UserError(f"--reference sketch is for --proj_type {known}, got {args.proj_type}")
+    size = args.reference_m or DEFAULT_REFERENCE_M
+    if args.max_m is not None and args.max_m > size:
+        raise UserError(f"--max_m {args.max_m} exceeds --reference_m {size}: the reference must be the larger sketch")
+    if args.offload not in (None, "recompute"):
+        raise UserError(f"--offload {args.offload}: --reference sketch keeps no gradients, drop it")
+    if args.grad_dtype != "float32":
+        raise UserError(f"--grad_dtype {args.grad_dtype}: --reference sketch stores no gradients, drop it")
+
+
 def shared_options(args: argparse.Namespace, query_kind: str) -> SharedOptions:
     """Return checked options as the records that both experiments use; `query_kind` is `self` or `test`."""
-    grid = _grid(args, args.min_m, args.max_m, args.ridge_correction, args.m_steps)
-    return _shared(args, query_kind, _sketches(args), grid, args.grad_dtype, args.predict_only)
+    sketches = _sketches(args)
+    grid = _grid(args, args.min_m, args.max_m or sketches.reference_m, args.ridge_correction, args.m_steps)
+    return _shared(args, query_kind, sketches, grid, args.grad_dtype, args.predict_only)
 
 
 def unsketched_options(args: argparse.Namespace) -> SharedOptions:
@@ -293,6 +327,8 @@ def cross_choice(args: argparse.Namespace) -> CrossChoice | None:
     Raises:
         UserError: a number of training gradients for scores that have none.
     """
+    if args.scores == "cross" and args.reference == "sketch":
+        raise UserError("--scores cross needs exact scores: --reference sketch is for --scores self")
     if args.scores == "cross":
         return CrossChoice(args.num_train_grads, kernel_parts=args.test_mode == "test")
     if args.num_train_grads != NUM_TRAIN_GRADS:
@@ -340,6 +376,7 @@ def _sketches(args: argparse.Namespace) -> SketchOptions:
         args.num_trials,
         args.seed,
         args.kronecker_ranks,
+        None if args.reference == "exact" else args.reference_m or DEFAULT_REFERENCE_M,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from common.theory.column_sample import ColumnSample
 from common.theory.sketch_law import corrected_ridge
+from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum
 
 CELL = ["trial", "m", "lambda", "d_lambda", "m_over_d_lambda"]
@@ -39,6 +40,12 @@ class Cells:
         """Return λ(1 - d_λ/m) for every λ of the cells, or of those given; NaN where m <= d_λ."""
         ridge = torch.tensor(self.ridges if ridges is None else ridges, dtype=torch.float64)
         return corrected_ridge(self.spectrum, torch.tensor(m), ridge).tolist()
+
+    def reference_solves(self) -> list[float]:
+        """Return for every λ the ridge that the reference is solved with: λ, or the κ of a sketch that acts like λ."""
+        if not isinstance(self.spectrum, SketchedSpectrum):
+            return self.ridges
+        return self.spectrum.solve_of_ridge(torch.tensor(self.ridges, dtype=torch.float64)).tolist()
 
     def smallest_ridge(self, more: Mapping[int, Sequence[float]] | None = None) -> float:
         """Return the smallest λ that any cell is solved with, those of `more` (m -> λ) included."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from common.experiments import error_sweep, rounding
+from common.experiments import error_sweep, reference_share, rounding
 from common.experiments.cells import Cells
 from common.experiments.options import BoundsOptions, GradientOptions, SharedOptions
 from common.experiments.preparation import Prepared, make_sketcher
@@ -24,7 +24,7 @@ def choose_cells(options: BoundsOptions, run: Run, prepared: Prepared) -> Cells:
         skipped = "" if d_lambda >= options.min_d_lambda else f"d_lambda below {limit}"
         rows.append({"lambda": ridge, "d_lambda": d_lambda, "m": None, "skipped": skipped})
         kept += [] if skipped else [(ridge, d_lambda)]
-    unresolved = f"below {RESOLUTION:g} tr F"
+    unresolved = f"below {RESOLUTION:g} tr F" if prepared.streamed is None else "not resolved by the reference sketch"
     rows[:0] = [{"lambda": ridge, "skipped": unresolved} for ridge in prepared.ridges_left_out]
     dimensions = prepared.dimensions
     rows += [{"m": m, "skipped": f"m >= d = {prepared.num_parameters}"} for m in dimensions.too_large]
@@ -58,6 +58,8 @@ def write_spectrum(run: Run, prepared: Prepared, query_kind: str) -> None:
     """Write the eigenvalues, and how much of the queries lies outside range(F)."""
     eigenvalues = prepared.geometry.eigenvalues[: prepared.geometry.rank].tolist()
     run.write_table("spectrum.csv", pd.DataFrame({"index": range(1, len(eigenvalues) + 1), "eigenvalue": eigenvalues}))
+    if prepared.streamed is not None:  # a sketch does not show what lies outside
+        return
     outside = prepared.geometry.outside_energy
     run.record(outside_energy_median=outside.median().item(), outside_energy_max=outside.max().item())
     if query_kind == "test":
@@ -80,7 +82,24 @@ def sweep(options: SharedOptions, run: Run, prepared: Prepared, cells: Cells, me
     sketcher = make_sketcher(sketches, prepared, cells.smallest_ridge())
     log = UnitLog(run.folder, run.identity(), options.fresh)
     with run.phase("sketches"):
-        return measure_missing(log, sketcher, cells.ms, sketches.num_trials, measure)
+        units = measure_missing(log, sketcher, cells.ms, sketches.num_trials, measure)
+    return units
+
+
+def remove_reference(
+    options: SharedOptions, prepared: Prepared, cells: Cells, units: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return the rows of a sweep without the share of a reference sketch, and that share; say where none is left."""
+    if prepared.streamed is None:
+        return units, None
+    queries = prepared.geometry.queries.cpu()
+    units, shares = reference_share.remove_share(units, cells, queries, options.sketches.seed)
+    drowned = int((shares["reference_share"] >= 1).sum())
+    largest = shares["reference_share"][shares["reference_share"] < 1].max()
+    print(f"share of the reference in the variance of measured ratios: {largest:.1%} at most, removed")
+    if drowned:
+        print(f"in {drowned} of {len(shares)} cells the reference is noisier than what is measured: no error is given")
+    return units, shares
 
 
 def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFrame, counted: str) -> None:

@@ -28,9 +28,8 @@ PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
 
 
 def exact_scores(cells: Cells, geometry: Geometry) -> list[Tensor]:
-    """Return the (k,) values φ_λ of the queries for every λ."""
-    queries = geometry.queries
-    return [exact_self_influence(geometry.eigenvalues, queries, ridge) for ridge in cells.ridges]
+    """Return the (k,) values φ_λ of the queries for every λ; those of the reference sketch, where there is one."""
+    return [exact_self_influence(geometry.eigenvalues, geometry.queries, solve) for solve in cells.reference_solves()]
 
 
 def measure(problem: SketchedProblem, m: int, trial: int, cells: Cells, exact_scores: list[Tensor]) -> list[dict]:

@@ -12,6 +12,7 @@ from common.experiments.cells import Cells
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions, SketchOptions
 from common.experiments.preparation import Prepared, make_sketcher
+from common.experiments.reference_loss import reference_loss
 from common.experiments.ridge_path import JointChoice, RidgeOfDimension
 from common.experiments.ridges import describe_miss
 from common.experiments.run import Run, bad_values
@@ -41,6 +42,12 @@ def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> LdsTas
     law = prepared.sjlt_columns, shared.sketches.has_law
     cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, *law)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, shared.queries.seed)
+
+
+def exact_table(prepared: Prepared, task: LdsTask) -> pd.DataFrame:
+    """Return the rows of summary.csv with m = inf: exact scores, or those of the reference with what it has lost."""
+    exact = lds_sweep.summarise(lds_sweep.exact_rows(task), task)
+    return exact if prepared.streamed is None else exact.merge(reference_loss(task, exact))
 
 
 def sweep(options: SharedOptions, run: Run, prepared: Prepared, task: LdsTask, ms: list[int]) -> pd.DataFrame:

@@ -100,10 +100,10 @@ def scores_of(whitened: Tensor, task: LdsTask) -> dict[str, list[float]]:
 
 
 def exact_rows(task: LdsTask) -> pd.DataFrame:
-    """Return one row a λ with m = inf: the LDS of every query without a sketch."""
+    """Return one row a λ with m = inf: the LDS of every query without a sketch, or of the reference sketch."""
     rows = []
-    for ridge in task.cells.ridges:
-        scores = exact_influence(task.geometry.eigenvalues, task.geometry.subset_sums, task.geometry.queries, ridge)
+    for ridge, solve in zip(task.cells.ridges, task.cells.reference_solves(), strict=True):
+        scores = exact_influence(task.geometry.eigenvalues, task.geometry.subset_sums, task.geometry.queries, solve)
         per_query = lds_per_query(scores, task.loss_ranks).tolist()
         rows.append({"trial": 0, "m": math.inf, "lambda": ridge, "per_query": per_query})
     return pd.DataFrame(rows)

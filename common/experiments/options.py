@@ -90,6 +90,8 @@ class SketchOptions:
     """Of all sketches."""
     kronecker_ranks: tuple[int, int] | None = None
     """Kronecker: (columns, rows) that every layer becomes; None: m is shared among the layers."""
+    reference_m: int | None = None
+    """M of the sketch whose ridge-corrected scores take the place of exact ones; None: exact ones."""
 
     @property
     def of_factors(self) -> bool:
@@ -114,7 +116,7 @@ class SketchOptions:
     @property
     def of_coordinates(self) -> bool:
         """Whether coordinates in an orthonormal basis are sketched: the law must be rotation invariant."""
-        return self.proj_type == "normal" and not self.explicit
+        return self.proj_type == "normal" and not self.explicit and self.reference_m is None
 
 
 @dataclass(frozen=True)

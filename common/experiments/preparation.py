@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from common.experiments.column_sample import sample_columns
 from common.experiments.device import choose_device
 from common.experiments.dimensions import Dimensions, sweep_dimensions
-from common.experiments.factored import factored_sketcher, stable_rank
+from common.experiments.factored import factored_sketcher
+from common.experiments.fisher_views import LazyGradients, exact_view, sketched_view
 from common.experiments.options import CrossChoice, SharedOptions, SketchOptions, WorkloadChoice
-from common.experiments.queries import choose_queries, choose_training_rows, draw_queries
+from common.experiments.queries import draw_queries
 from common.experiments.ridges import mean_eigenvalue, resolved_ridges
 from common.experiments.run import Run
 from common.foundations.errors import UserError
@@ -21,12 +21,14 @@ from common.foundations.tensor_files import fingerprint
 from common.gradients.checks import check_gradients
 from common.gradients.kept_rows import Gradients
 from common.gradients.planning import DTYPES, GradientPlan, plan_gradients
-from common.sketches.basis import Basis, build_basis
+from common.gradients.streamed_rows import StreamedGradients
 from common.sketches.cache import Cache
-from common.sketches.geometry import Geometry, ScoredVectors
+from common.sketches.geometry import Geometry
+from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher, Sketcher
 from common.theory.column_sample import ColumnSample
+from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from common.workloads.benchmark import SEED, TrainedModel, check_ground_truth, load_trained_model, subset_indices
 from common.workloads.pairs import load_workload
@@ -35,25 +37,6 @@ from common.workloads.records import Dataset, Workload
 from common.workloads.samples import check_every_sample
 from common.workloads.training import fresh_model
 from common.workloads.user_file import load_user_workload, naming, without_ground_truth
-
-
-class LazyGradients:
-    """All rows, computed or opened when they are first asked for: with a geometry of an earlier run, many never are."""
-
-    def __init__(self, run: Run, cache: Cache):
-        self._run, self._cache = run, cache
-        self._gradients: Gradients | None = None
-
-    def get(self, norms: Tensor | None = None) -> Gradients:
-        """Return the gradients; `norms` are their (N,) lengths, where they are known."""
-        if self._gradients is None:
-            with self._run.phase("gradients"):
-                self._gradients, from_cache = self._cache.gradients(norms)
-            check = self._gradients.check
-            self._run.record(gradients_from_cache=from_cache)
-            if check is not None:
-                self._run.record(gradient_check=asdict(check))
-        return self._gradients
 
 
 @dataclass(frozen=True)
@@ -71,8 +54,8 @@ class Prepared:
     gradients: LazyGradients
     """All rows: training samples, then test queries if there are any."""
     geometry: Geometry
-    """Eigenvalues of F, coordinates of what is scored."""
-    spectrum: ExactSpectrum
+    """Eigenvalues of F, coordinates of what is scored; with a reference sketch those of S, see `FisherView`."""
+    spectrum: ExactSpectrum | SketchedSpectrum
     """F as theory sees it."""
     query_samples: Tensor
     """(k,) int64 indices of the queries in the training or test set."""
@@ -81,13 +64,15 @@ class Prepared:
     ridges: list[float]
     """λ, ascending."""
     ridges_left_out: list[float]
-    """λ asked for that are below rounding, see geometry.resolved_ridge."""
+    """λ asked for that are below rounding, or that the reference sketch cannot see, see `resolved_ridges`."""
     effective_dimensions: list[float]
     """d_λ for every λ."""
     sjlt_columns: ColumnSample | None
     """What the closed form of a sketch with one entry a column needs besides the spectrum."""
     range_weights: Tensor | None
     """(k, N) weights whose product with the unit rows is the part of each query in range(F); where sketches need it."""
+    streamed: StreamedGradients | None
+    """The gradients, where exact scores are those of a reference sketch."""
 
     @property
     def ms(self) -> list[int]:
@@ -128,7 +113,7 @@ def prepare(
             trained.model,
             parts,
             wanted.batch_size,
-            wanted.offload,
+            wanted.offload if options.sketches.reference_m is None else "recompute",
             DTYPES[wanted.dtype],
             device,
             last_samples=drawn if options.queries.kind == "test" else None,
@@ -136,31 +121,12 @@ def prepare(
         )
         cache = Cache(wanted.cache_dir, plan, trained.fingerprint, choice.file)
     gradients = LazyGradients(run, cache)
-    basis = _find_basis(run, cache, gradients)
-    queries = choose_queries(basis.norms, len(workload.train), drawn, options.queries)
-    with run.phase("geometry"):
-        scored = ScoredVectors(
-            queries.rows,
-            None if num_subsets is None else subset_indices(workload, num_subsets),
-            None
-            if cross is None
-            else choose_training_rows(basis.norms, len(workload.train), cross.num_train_grads, options.queries.seed),
-            cross is not None and cross.kernel_parts,
-        )
-        geometry = basis.geometry(scored, lambda: gradients.get(basis.norms))
-    range_weights = None
-    if scored.kernel_parts and not options.sketches.of_coordinates:
-        rows = gradients.get(basis.norms)
-        with run.phase("geometry"):
-            range_weights = basis.range_weights(geometry.queries, lambda: rows)
-    columns = None
-    if options.sketches.one_entry_a_column:
-        rows = gradients.get(basis.norms)
-        with run.phase("column sample"):
-            columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
-    with run.phase("stable rank"):
-        run.record(mean_stable_rank=stable_rank(plan) if options.sketches.of_factors else None)
-    spectrum = ExactSpectrum(geometry.eigenvalues)
+    subsets = None if num_subsets is None else subset_indices(workload, num_subsets)
+    if options.sketches.reference_m is None:
+        view = exact_view(options, run, cache, gradients, drawn, subsets, cross)
+    else:
+        view = sketched_view(options, run, plan, drawn, subsets)
+    geometry, spectrum, queries = view.geometry, view.spectrum, view.queries
     mean = mean_eigenvalue(spectrum)
     ridges, ridges_left_out = resolved_ridges(options.grid, spectrum)
     d_lambda = effective_dimension(spectrum, torch.tensor(ridges, dtype=torch.float64)).tolist()
@@ -178,13 +144,15 @@ def prepare(
         num_zero_train=queries.num_zero_train,
         num_zero_queries=queries.num_zero_queries,
         mean_eigenvalue=mean,
+        reference_m=options.sketches.reference_m,
         ridges_left_out=ridges_left_out,
         device=str(device),
         offload=plan.offload,
         gradient_routes=asdict(plan.checked),
     )
     run.announce_replacement()
-    print(f"rank of F: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
+    seen = "rank of F" if view.streamed is None else "F as a reference sketch sees it, rank of that"
+    print(f"{seen}: {geometry.rank}; d_λ from {d_lambda[0]:.4g} (λ = {ridges[0]:g}) to {d_lambda[-1]:.4g}")
     return Prepared(
         workload=workload,
         plan=plan,
@@ -198,24 +166,28 @@ def prepare(
         ridges=ridges,
         ridges_left_out=ridges_left_out,
         effective_dimensions=d_lambda,
-        sjlt_columns=columns,
-        range_weights=range_weights,
+        sjlt_columns=view.sjlt_columns,
+        range_weights=view.range_weights,
+        streamed=view.streamed,
     )
 
 
 def make_sketcher(options: SketchOptions, prepared: Prepared, smallest_ridge: float) -> Sketcher:
     """Return the sketcher asked for, of the vectors that the geometry holds."""
-    geometry = prepared.geometry
+    geometry, max_m = prepared.geometry, prepared.ms[-1]
     if options.of_coordinates:
         return CoordinateSketcher(geometry, smallest_ridge, options.seed)
+    if prepared.streamed is not None:
+        projector, trials = make_projector(options.proj_type, options.seed, options.sparsity), options.num_trials
+        return MomentSketcher(prepared.streamed, projector, geometry.num_train, geometry.scored, max_m, trials)
     vectors = geometry.scored.weights(geometry.norms)
     if prepared.range_weights is not None:
         vectors = vectors.to_dense()
         vectors = torch.cat([vectors, vectors[-len(prepared.range_weights) :] - prepared.range_weights])
     if options.of_factors:
-        return factored_sketcher(options, prepared.plan, geometry, vectors, prepared.ms[-1])
+        return factored_sketcher(options, prepared.plan, geometry, vectors, max_m)
     projector = make_projector(options.proj_type, options.seed, options.sparsity)
-    return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m=prepared.ms[-1])
+    return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m=max_m)
 
 
 def _load_model(
@@ -254,21 +226,6 @@ def _load_workload(choice: WorkloadChoice, device: torch.device) -> Workload:
         raise UserError(f"--epochs {choice.epochs}: {workload.name} has no recipe, its model comes trained")
     recipe = replace(workload.recipe, epochs=choice.epochs)
     return without_ground_truth(replace(workload, recipe=recipe), f"--epochs {choice.epochs}")
-
-
-def _find_basis(run: Run, cache: Cache, gradients: LazyGradients) -> Basis:
-    """Return the basis of an earlier run, or build and keep it."""
-    with cache.geometry_lock() as usable:
-        with run.phase("geometry"):
-            basis = cache.read_basis() if usable else None
-        run.record(geometry_from_cache=basis is not None, gradients_from_cache=None)
-        if basis is None:
-            rows = gradients.get()
-            with run.phase("geometry"):
-                basis = build_basis(rows, len(cache.plan.parts[0][1]))
-                if usable:
-                    cache.keep_basis(basis)
-    return basis
 
 
 def _data(workload: Workload) -> list[Tensor]:

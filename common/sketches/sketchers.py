@@ -18,6 +18,7 @@ from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.factored import FactoredSketch
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem, problem_from_projection
+from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.projectors import Projector
 
 
@@ -89,5 +90,5 @@ class FactoredSketcher:
             yield m, problem_from_projection(sketch.reduce(projected, m).T, self.norms, self.num_train, self.vectors)
 
 
-Sketcher = CoordinateSketcher | ExplicitSketcher | FactoredSketcher
+Sketcher = CoordinateSketcher | ExplicitSketcher | FactoredSketcher | MomentSketcher
 """Whatever yields the problems of a trial."""

@@ -131,6 +131,11 @@ def test_parsers_take_what_they_allow_and_say_so_otherwise(parser, good, bad):
         (("--proj_type", "kronecker", "--grad_dtype", "float16"), "--grad_dtype float16 needs stored gradients"),
         (("--sjlt_sparsity", "4"), "--sjlt_sparsity 4 is for --proj_type sjlt, got normal"),
         (("--grad_dtype", "float16"), "--grad_dtype float16 needs stored gradients"),
+        (("--reference_m", "64"), "--reference_m 64 is for --reference sketch"),
+        (("--reference", "sketch", "--proj_type", "kronecker"), "--reference sketch is for --proj_type normal"),
+        (("--reference", "sketch", "--max_m", "16384"), "--max_m 16384 exceeds --reference_m 8192"),
+        (("--reference", "sketch", "--offload", "disk"), "--offload disk: --reference sketch keeps no gradients"),
+        (("--reference", "sketch", "--grad_dtype", "float16"), "--grad_dtype float16: --reference sketch stores no"),
         (("--grad_dtype", "bfloat16", "--offload", "recompute"), "--grad_dtype bfloat16 needs stored gradients"),
     ],
 )
