@@ -77,6 +77,11 @@ def non_negative_float(text: str) -> float:
     return _parse(text, float, lambda value: 0 <= value < float("inf"), "a number >= 0")
 
 
+def positive_float(text: str) -> float:
+    """Parse a finite number > 0."""
+    return _parse(text, float, lambda value: 0 < value < float("inf"), "a number > 0")
+
+
 def open_unit_float(text: str) -> float:
     """Parse a number strictly between 0 and 1, large enough for its square to divide by."""
     return _parse(text, float, lambda value: 1e-9 <= value < 1, "a number strictly between 0 and 1 (and at least 1e-9)")
@@ -167,11 +172,8 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_subject_options(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
     add = parser.add_argument
-    add("--dataset", choices=DATASET_NAMES, default=None, help=f"data; default: {DEFAULT_PAIR[0]}")
-    add("--model", choices=MODEL_NAMES, default=None, help=f"model; default: {DEFAULT_PAIR[1]}")
-    add("--workload", type=Path, default=None, help="Python file with your own model and data, in place of a pair")
-    add("--batch_size", type=positive_int, default=32, help="samples per gradient batch")
     add(
         "--offload",
         choices=("none", "cpu", "disk", "recompute"),
@@ -180,8 +182,18 @@ def _add_subject_options(parser: argparse.ArgumentParser) -> None:
         "--explicit_projection, or disk from 4 GiB on, else recompute",
     )
     add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
-    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
+    add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about model and data, and about the device and the batches in which gradients are computed."""
+    add = parser.add_argument
+    add("--dataset", choices=DATASET_NAMES, default=None, help=f"data; default: {DEFAULT_PAIR[0]}")
+    add("--model", choices=MODEL_NAMES, default=None, help=f"model; default: {DEFAULT_PAIR[1]}")
+    add("--workload", type=Path, default=None, help="Python file with your own model and data, in place of a pair")
+    add("--batch_size", type=positive_int, default=32, help="samples per gradient batch")
+    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
     add(
         "--benchmark",
         choices=("local", "dattri"),
@@ -191,7 +203,13 @@ def _add_subject_options(parser: argparse.ArgumentParser) -> None:
     add("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of checkpoints and ground truth")
     add("--seed", type=seed_int, default=42, help="seed of queries and sketches")
     add("--device", choices=("cuda", "cpu"), default=None, help="default: cuda where there is one, else cpu")
-    add("--num_trials", type=positive_int, default=5, help="sketches per configuration")
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about the training of the model."""
+    add = parser.add_argument
+    add("--num_train", type=positive_int, default=None, help="training samples used; default: all of the dataset's")
+    add("--epochs", type=positive_int, default=None, help="training epochs; default: the recipe's")
 
 
 def _add_sample_options(parser: argparse.ArgumentParser) -> None:
@@ -206,12 +224,11 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         help="relative: ridges are in units of the mean eigenvalue tr F/rank",
     )
     add("--num_test_grads", type=positive_int, default=500, help="query gradients")
-    add("--num_train", type=positive_int, default=None, help="training samples used; default: all of the dataset's")
-    add("--epochs", type=positive_int, default=None, help="training epochs; default: the recipe's")
+    add_training_options(parser)
 
 
-def check_workload_options(args: argparse.Namespace) -> None:
-    """Check what no single option of `add_workload_options` can know, and fill in the default pair.
+def check_model_options(args: argparse.Namespace) -> None:
+    """Check what no single option about model, data and training can know, and fill in the default pair.
 
     Raises:
         UserError: options contradict each other.
@@ -232,6 +249,15 @@ def check_workload_options(args: argparse.Namespace) -> None:
         raise UserError(f"--epochs {args.epochs} trains anew; --benchmark {args.benchmark} comes trained")
     if args.num_train is not None and args.benchmark != "local":
         raise UserError(f"--num_train {args.num_train}: --benchmark {args.benchmark} comes trained on all its samples")
+
+
+def check_workload_options(args: argparse.Namespace) -> None:
+    """Check what no single option of `add_workload_options` can know, and fill in the default pair.
+
+    Raises:
+        UserError: options contradict each other.
+    """
+    check_model_options(args)
     if args.lambda_exp_min > args.lambda_exp_max:
         raise UserError(
             f"--lambda_exp_min {args.lambda_exp_min} exceeds --lambda_exp_max {args.lambda_exp_max}; it must not"
@@ -309,7 +335,7 @@ def _shared(
     args: argparse.Namespace, query_kind: str, sketches: SketchOptions, grid: Grid, dtype: str, predict_only: bool
 ) -> SharedOptions:
     return SharedOptions(
-        workload=_workload(args),
+        workload=workload_choice(args),
         gradients=GradientOptions(args.batch_size, args.offload, dtype, args.cache_dir, args.device),
         queries=QueryChoice(query_kind, args.num_test_grads, args.seed),
         sketches=sketches,
@@ -352,10 +378,11 @@ def _grid(args: argparse.Namespace, min_m: int, max_m: int | None, ridge_correct
 def run_request(experiment: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> RunRequest:
     """Return what the run folder of checked options is named after; `parser` knows the defaults."""
     options = tuple(Option(name, value, parser.get_default(name)) for name, value in vars(args).items())
-    return RunRequest(experiment, _workload(args), getattr(args, "proj_type", None), args.output_dir, options)
+    return RunRequest(experiment, workload_choice(args), getattr(args, "proj_type", None), args.output_dir, options)
 
 
-def _workload(args: argparse.Namespace) -> WorkloadChoice:
+def workload_choice(args: argparse.Namespace) -> WorkloadChoice:
+    """Return which model on which data checked options name."""
     return WorkloadChoice(
         dataset=args.dataset or "",
         model=args.model or "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -37,6 +39,8 @@ from common.workloads.records import Dataset, Workload
 from common.workloads.samples import check_every_sample
 from common.workloads.training import fresh_model
 from common.workloads.user_file import load_user_workload, naming, without_ground_truth
+
+Phase = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,10 @@ def prepare(
     """
     choice, wanted = options.workload, options.gradients
     device = choose_device(wanted.device)
-    workload, trained = _load_model(choice, run, device, num_subsets)
+    workload, trained = load_model(choice, device, run.phase, num_subsets)
     num_parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
     dimensions = sweep_dimensions(options.grid, options.sketches, trained.model)
-    _print_model(workload, trained, num_parameters)
+    print_model(workload, trained, num_parameters)
 
     parts, drawn = draw_queries(workload, options.queries)
     with run.phase("plan"):
@@ -190,24 +194,31 @@ def make_sketcher(options: SketchOptions, prepared: Prepared, smallest_ridge: fl
     return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m=max_m)
 
 
-def _load_model(
-    choice: WorkloadChoice, run: Run, device: torch.device, num_subsets: int | None
+def load_model(
+    choice: WorkloadChoice, device: torch.device, phase: Phase, num_subsets: int | None = None
 ) -> tuple[Workload, TrainedModel]:
-    """Return the workload and its checkpoint; --benchmark dattri brings its ground truth along."""
+    """Return the workload and its checkpoint; --benchmark dattri brings its ground truth along.
+
+    Args:
+        choice: which one.
+        device: where it is trained and run.
+        phase: returns the context of a step that takes time, given its name.
+        num_subsets: subset models that a ground truth will be needed of, if any.
+    """
     trained = None
     if choice.benchmark == "dattri":
-        with run.phase("published benchmark"):
+        with phase("published benchmark"):
             pair = (choice.dataset, choice.model)
             trained, truth, *data = load_published_benchmark(*pair, choice.benchmark_dir, device)
             workload = replace(load_workload(*pair, data=Dataset(*data)), ground_truth=truth)
     else:
-        with run.phase("data"):
+        with phase("data"):
             workload = _load_workload(choice, device)
     if num_subsets is not None:
         # retraining comes after the gradients, which may take hours: say before them that it cannot be done
         check_ground_truth(workload, num_subsets)
     if trained is None:
-        with run.phase("checkpoint"):
+        with phase("checkpoint"):
             trained = load_trained_model(workload, choice.benchmark_dir, device)
     return workload, trained
 
@@ -235,7 +246,8 @@ def _data(workload: Workload) -> list[Tensor]:
     return tensors if truth is None else [*tensors, truth.subset_indices, truth.losses]
 
 
-def _print_model(workload: Workload, trained: TrainedModel, num_parameters: int) -> None:
+def print_model(workload: Workload, trained: TrainedModel, num_parameters: int) -> None:
+    """Print in one line what is attributed."""
     accuracy = ""
     if trained.train_accuracy is not None:
         accuracy = f", accuracy {trained.train_accuracy:.1%} train, {trained.test_accuracy:.1%} test"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from common.foundations.distributed import is_first, speaks
 from common.foundations.errors import UserError
 from common.foundations.quiet import only_the_users_warnings
 
@@ -41,7 +42,8 @@ def _run(main: Callable[[], None]) -> int:
     except SystemExit as stop:  # the parser's, which has said why
         return stop.code if isinstance(stop.code, int) else 1
     except UserError as error:
-        print(f"{script}: error: {error}", file=sys.stderr)
+        if speaks(error):
+            print(f"{script}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         print("stopped: nobody reads the output any more; the same command completes what is missing", file=sys.stderr)
@@ -56,7 +58,8 @@ def _run(main: Callable[[], None]) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command continues after the last finished sketch", file=sys.stderr)
+        if is_first():
+            print("\ninterrupted: the same command continues after the last finished sketch", file=sys.stderr)
         return 130
     return 0
 

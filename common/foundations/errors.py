@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this, and the message says how."""
+"""The exception that means: the user can fix this, and the message says how."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The entry scripts print the message to stderr and exit with status 2.
     """
+
+
+class SaidElsewhereError(UserError):
+    """The same error on a process of several, of which another one prints the line."""

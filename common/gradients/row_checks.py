@@ -68,7 +68,7 @@ def check_rows(subject: Subject, routes: Routes, gradients: Rows, stored: torch.
     most = max(2, REFERENCE_BYTES // (8 * gradients.num_columns))
     rows: list[int] = []
     reference: list[Tensor] = []
-    for row in _order(gradients.norms)[:most]:
+    for row in order(gradients.norms)[:most]:
         if len(rows) >= FEWEST and time.perf_counter() - start > seconds:
             break
         rows.append(row)
@@ -82,7 +82,7 @@ def check_rows(subject: Subject, routes: Routes, gradients: Rows, stored: torch.
     allowed = allowed_difference(lengths, subject.dtype) + 4 * torch.finfo(stored).eps * lengths
     suspects = _beyond(difference, lengths, allowed).any(dim=1)
     for i in torch.nonzero(suspects).flatten().tolist():
-        allowed[i] += 10 * _rounding(subject, rows[i], exact[i])
+        allowed[i] += 10 * rounding(subject, rows[i], exact[i])
     scale = (lengths[:, None] * lengths).clamp(min=torch.finfo(torch.float64).tiny)
     bad = _beyond(difference, lengths, allowed)
     mismatches = _mismatches(subject, routes, chosen, bad, difference / scale) if bad.any() else []
@@ -90,7 +90,7 @@ def check_rows(subject: Subject, routes: Routes, gradients: Rows, stored: torch.
     return RowCheck(len(rows), worst.max().item() if len(worst) else 0.0, time.perf_counter() - start, mismatches)
 
 
-def _order(norms: Tensor) -> list[int]:
+def order(norms: Tensor) -> list[int]:
     """Return the rows to check, the most important first."""
     count = len(norms)
     shortest = torch.where(norms > 0, norms, torch.inf).argmin()
@@ -110,7 +110,7 @@ def _beyond(difference: Tensor, lengths: Tensor, allowed: Tensor) -> Tensor:
     return ~(difference <= explained + explained.T + allowed[:, None] * allowed)
 
 
-def _rounding(subject: Subject, row: int, gradient: Tensor) -> float:
+def rounding(subject: Subject, row: int, gradient: Tensor) -> float:
     """Return by how much rounding may change a gradient: its distance to those of models a last bit away."""
     changes = [0.0]
     exact = in_float64(subject, row)

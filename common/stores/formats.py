@@ -6,10 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 from common.foundations.errors import UserError
-from common.stores import bergson, dattri, logix, npy, safetensors_file, torch_file, trak
+from common.stores import bergson, dattri, logix, npy, safetensors_file, sketchlab, torch_file, trak
 from common.stores.store import Store
 
 FORMATS: dict[str, ModuleType] = {
+    "sketchlab": sketchlab,
     "npy": npy,
     "safetensors": safetensors_file,
     "torch": torch_file,
@@ -19,8 +20,9 @@ FORMATS: dict[str, ModuleType] = {
     "logix": logix,
 }
 LOOKED_FOR = (
-    "a .npy, .safetensors or torch .pt file; or a folder with metadata.json of TRAK, gradients.bin and info.json of "
-    "bergson, chunk_gradients_*.mmap of dattri, or log_rank_*_chunk_*.mmap of LogIX"
+    "a .npy, .safetensors or torch .pt file; or a folder with manifest.json of project_gradients.py, metadata.json "
+    "of TRAK, gradients.bin and info.json of bergson, chunk_gradients_*.mmap of dattri, or "
+    "log_rank_*_chunk_*.mmap of LogIX"
 )
 
 

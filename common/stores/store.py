@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,8 @@ class Store:
     """Columns that are used; None for all."""
     norms: Tensor | None = None
     """(n,) float64 lengths that multiply the (selected) rows of a store of unit rows; None for none."""
+    made_of: dict[str, Any] | None = None
+    """Matrix and model behind the rows, for comparison with those of another store; None where nothing says."""
 
     @property
     def num_rows(self) -> int:
@@ -141,6 +144,8 @@ class Store:
             chosen = replace(chosen, rows=range(*rows.indices(self._height)))
             if not chosen.num_rows or chosen._range.step < 1:
                 raise UserError(f"--rows {_show(rows)} leaves none of the {self._height} rows of {self.path}")
+            if self.norms is not None:
+                chosen = replace(chosen, norms=self.norms[list(chosen._range)])
         if module is not None:
             found = [m for m in self.modules if m.name == module]
             if not found:

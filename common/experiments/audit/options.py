@@ -10,7 +10,7 @@ from common.experiments import arguments
 from common.experiments.options import Option, RunRequest
 from common.foundations.errors import UserError
 
-FORMAT_NAMES = ("npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
+FORMAT_NAMES = ("sketchlab", "npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
 # λ over the mean eigenvalue of S, where no exponents are given
 RELATIVE_EXPONENTS = (-5, 3)
 
@@ -84,7 +84,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     )
     add("--lambda_exp_min", type=arguments.ridge_exponent, default=None, help="smallest ridge is 10 to this power")
     add("--lambda_exp_max", type=arguments.ridge_exponent, default=None, help="largest ridge is 10 to this power")
-    add("--ridge", type=_positive_float, default=None, help="ridge λ of the scores; default: chosen")
+    add("--ridge", type=arguments.positive_float, default=None, help="ridge λ of the scores; default: chosen")
     add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that m and λ must reach")
     add("--top_k", type=arguments.positive_int, default=20, help="training rows listed for each query and sign")
     add("--ground_truth", type=Path, nargs="+", default=None, help="folder, or file of subsets and file of losses")
@@ -125,13 +125,6 @@ def _rows(text: str) -> slice:
     if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] is not None and numbers[2] < 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be START:STOP or START:STOP:STEP, STEP >= 1")
     return slice(*numbers)
-
-
-def _positive_float(text: str) -> float:
-    value = arguments.non_negative_float(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; must be a number > 0")
-    return value
 
 
 def _plain(value: object) -> object:

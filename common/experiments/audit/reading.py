@@ -12,6 +12,7 @@ from torch import Tensor
 from common.experiments.audit.options import AuditOptions
 from common.foundations.errors import UserError
 from common.foundations.seeds import make_generator
+from common.foundations.storage import first_difference
 from common.stores.formats import open_store
 from common.stores.moments import Moments, RowReport, check_rows, collect
 from common.stores.store import Store
@@ -62,6 +63,8 @@ def open_stores(options: AuditOptions) -> tuple[Store, Store | None]:
     """Return the stores of training rows and of queries, checked against each other."""
     store = open_store(options.train, options.format, "train")
     if options.norms is not None:
+        if store.norms is not None:
+            raise UserError(f"--norms {options.norms}: {options.train} has norms of its own; drop --norms")
         store = store.with_norms(_read_norms(options.norms, store.num_rows))
     store = store.select(options.rows, options.module)
     if options.queries is None:
@@ -72,6 +75,11 @@ def open_stores(options: AuditOptions) -> tuple[Store, Store | None]:
             f"{options.queries} has {queries.num_columns} columns and {options.train} has {store.num_columns}: queries "
             "must be projected as the training gradients were"
         )
+    if store.made_of is not None and queries.made_of is not None:
+        difference = first_difference(store.made_of, queries.made_of)
+        if difference:
+            names = f"{options.train} and {options.queries}"
+            raise UserError(f"{names} are not of one model and one projection: {difference}")
     return store, queries
 
 

@@ -1,0 +1,19 @@
+"""A tiny workload with a few ranges, and options to project it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.experiments.options import WorkloadChoice
+from common.experiments.projecting.options import ProjectOptions
+from tests.tiny import write_tiny
+
+
+def options(folder: Path, change: str = "", **changes) -> ProjectOptions:
+    """Return options that project a tiny workload into `folder`/store."""
+    workload = WorkloadChoice("", "", write_tiny(folder, change), None, None, "local", folder, folder / "benchmarks")
+    plain = dict(
+        workload=workload, modules=(), kind="sjlt", m=8, seed=5, store=folder / "store", dtype="float32", scale="none",
+        batch_size=4, device="cpu", limit=None, timeout=60.0,
+    )  # fmt: skip
+    return ProjectOptions(**plain | changes)
