@@ -14,14 +14,14 @@ import torch
 
 from tests.documents import PAGES, commands, read
 from tests.experiments.audit import cases
-from tests.stores.cases import matrix, save_npy
+from tests.stores.cases import identity, matrix, save_npy, write_part
 from tests.stores.test_bergson import make_folder as make_bergson_folder
 from tests.stores.test_trak import make_folder as make_trak_folder
 
 AUDIT = "audit_projections.py"
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTED = (command for page in PAGES for command in commands(read(page)))
-COMMANDS = list(dict.fromkeys(tuple(command[2:]) for command in DOCUMENTED if AUDIT in command))
+COMMANDS = list(dict.fromkeys(tuple(command[2:]) for command in DOCUMENTED if command[1] == AUDIT))
 TABLES = ("effective_dimension.csv", "summary.csv", "recommendation.csv", "top_scores.csv", "lambda_units.csv")
 
 
@@ -77,6 +77,11 @@ def test_every_documented_command_runs_where_its_files_are(words, tmp_path):
     save_npy(stores / "normal_1024_queries.npy", matrix(11, 24, seed=1))
     np.save(stores / "subsets.npy", torch.arange(20).reshape(5, 4).numpy())
     np.save(stores / "losses.npy", matrix(5, 11).numpy())
+    for part in ("train", "test"):
+        what = identity(part=part, n=11, m=24, rows_a_range=11)
+        write_part(
+            tmp_path / "stores" / "mlp" / part, what, matrix(11, 24, seed=4), torch.ones(11, dtype=torch.float64)
+        )
     done = run(*words, "--output_dir", tmp_path / "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "out").rglob("config.json"))

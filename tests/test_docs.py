@@ -25,13 +25,14 @@ from tests.tiny import write_tiny
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXPERIMENTS = ("spectrum_bounds.py", "hyperparam_selection.py", "factorized_influence.py")
-SCRIPTS = (*EXPERIMENTS, "audit_projections.py", "bench.py")
+SCRIPTS = (*EXPERIMENTS, "audit_projections.py", "bench.py", "project_gradients.py")
 OF_SKETCHES = "Sketches of spectrum_bounds.py and hyperparam_selection.py"
 SECTIONS_OF_OPTIONS = {
     "spectrum_bounds.py": ("All experiments", OF_SKETCHES, "Only spectrum_bounds.py"),
     "hyperparam_selection.py": ("All experiments", OF_SKETCHES, "Only hyperparam_selection.py"),
     "factorized_influence.py": ("All experiments", "Only factorized_influence.py"),
     "audit_projections.py": ("audit_projections.py",),
+    "project_gradients.py": ("project_gradients.py",),
     "bench.py": ("bench.py",),
 }
 FILES = sections(read("docs/files.md"))
@@ -141,6 +142,10 @@ def test_every_command_can_be_typed_as_it_stands(page, parsers):
             assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists(), words
         elif words[:3] == ["python", "-m", "pytest"]:
             assert all((ROOT / word).exists() for word in words[3:] if word.endswith(".py")), words
+        elif words[0] == "torchrun":
+            # what torchrun itself is asked for ends with --
+            script_words = words[words.index("--") + 1 :]
+            parsers[script_words[0]].parse_args(script_words[1:])
         else:
             assert words[0] == "python", words
             parsers[words[1]].parse_args(words[2:])  # ends the test where an option or value is not allowed
@@ -228,7 +233,7 @@ def finished(tmp_path_factory):
     assert run("spectrum_bounds.py", *common, "--proj_type", "sjlt", "--grad_dtype", "bfloat16") == 0
     assert run("hyperparam_selection.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
     assert run("audit_projections.py", *audit_options(folder), "--output_dir", str(folder / "output_dir")) == 0
-    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in SCRIPTS[:-1]]
+    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in (*EXPERIMENTS, "audit_projections.py")]
     # test samples of its own: none of them lies inside range(F)
     other = ["--workload", str(write_tiny(folder)), "--output_dir", str(folder / "cross"), "--test_mode", "test"]
     assert run("spectrum_bounds.py", *common, *other, "--scores", "cross", "--min_d_lambda", "0") == 0
@@ -267,6 +272,15 @@ def test_every_field_of_config_json_is_documented_and_every_documented_field_is_
         gaps = {re.sub("^corrected_", "", name) for name in config.get("prediction_gaps", ())}
         assert {name if name in explained else re.sub("gap_.*", "gap_...", name) for name in gaps} <= explained
     assert set(configs[0]["grad_dtype_effect"][0]) - {"lambda"} <= explained
+
+
+def test_every_field_of_a_manifest_is_documented_and_every_documented_field_is_there(tmp_path):
+    workload = ["--workload", str(write_tiny(tmp_path)), "--benchmark_dir", str(tmp_path), "--data_dir", str(tmp_path)]
+    assert run("project_gradients.py", *workload, "--m", "8", "--store", str(tmp_path / "store")) == 0
+    manifest = json.loads((tmp_path / "store" / "test" / "manifest.json").read_text())
+    section = "project_gradients: manifest.json"
+    assert set(manifest) == documented(section)
+    assert set(manifest["notes"]) | set(manifest["parameters"][0]) <= set(code_spans(FILES[section]))
 
 
 def test_every_field_of_selection_json_is_documented_and_every_documented_field_is_there(finished):

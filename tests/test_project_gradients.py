@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 from common.experiments import script
+from tests.documents import PAGES, commands, read
 from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "project_gradients.py")
+DOCUMENTED = (command for page in PAGES for command in commands(read(page)))
+COMMANDS = list(dict.fromkeys(tuple(command[2:]) for command in DOCUMENTED if command[1] == "project_gradients.py"))
 # many ranges of samples: what is killed is killed between some of them
 LARGE = """
 inputs = torch.randn(6000, 9, generator=generator)
@@ -132,6 +135,14 @@ def test_any_number_of_processes_writes_the_same_bytes(folder, whole, tmp_path, 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("store:") == 1
     assert contents(tmp_path / "store") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", COMMANDS, ids=" ".join)
+def test_every_documented_command_runs(options, tmp_path, toy_benchmarks):
+    small = ["--num_train", "30", "--epochs", "1", "--m", "64", "--data_dir", tmp_path]
+    assert run_here(SCRIPT, *options, *small, "--benchmark_dir", toy_benchmarks, "--store", tmp_path / "store") == 0
+    assert np.load(tmp_path / "store" / "train" / "projected.npy", mmap_mode="r").shape == (30, 64)
 
 
 @pytest.mark.slow
