@@ -233,7 +233,8 @@ def finished(tmp_path_factory):
     assert run("spectrum_bounds.py", *common, "--proj_type", "sjlt", "--grad_dtype", "bfloat16") == 0
     assert run("hyperparam_selection.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
     assert run("audit_projections.py", *audit_options(folder), "--output_dir", str(folder / "output_dir")) == 0
-    folders = [next((folder / "output_dir").glob(f"{Path(name).stem}/*")) for name in (*EXPERIMENTS, "audit_projections.py")]
+    names = [Path(name).stem for name in (*EXPERIMENTS, "audit_projections.py")]
+    folders = [next((folder / "output_dir").glob(f"{name}/*")) for name in names]
     # test samples of its own: none of them lies inside range(F)
     other = ["--workload", str(write_tiny(folder)), "--output_dir", str(folder / "cross"), "--test_mode", "test"]
     assert run("spectrum_bounds.py", *common, *other, "--scores", "cross", "--min_d_lambda", "0") == 0
