@@ -14,18 +14,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bench import MIN_M, kronecker
+from bench import MIN_M, kronecker, language_model
+from bench.gradient_rows import rows_by_layers, rows_by_vmap, rows_one_by_one
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
-from common.gradients.layer_capture import Routes
-from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
+from common.gradients.layer_gradients import LayerwiseGradients
 from common.sketches.basis import basis_of_samples
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import exact_self_influence, problem_from_projection, sketched_self_influence
 from common.workloads.benchmark import GROUP_SIZE, load_trained_model, random_half
 from common.workloads.pairs import load_workload
-from common.workloads.records import Examples
 from common.workloads.training import train_model, train_together
 
 RIDGES = [10.0**e for e in range(-8, -2)]
@@ -53,9 +52,12 @@ def compare_sweeps(benchmark_dir: Path, num_train: int, max_m: int) -> pd.DataFr
 
 
 def compare_preparation(benchmark_dir: Path, num_train: int) -> pd.DataFrame:
-    """Return one row a route: seconds of gradients, Gram matrix, ground-truth models, EK-FAC; memory as above."""
+    """Return one row a route: seconds of gradients, Gram matrix, ground-truth models, EK-FAC; memory as above.
+
+    Memory includes what the step has made.
+    """
     rows = []
-    for what, route, step in [*STEPS, *kronecker.steps()]:
+    for what, route, step in [*STEPS, *language_model.steps(), *kronecker.steps()]:
         measured = _in_own_process(_timed_step, step, benchmark_dir, num_train)
         rows.append({"what": what, "route": route, **measured})
     return pd.DataFrame(rows)
@@ -170,7 +172,7 @@ def _dattri(workload, model, geometry, ms) -> Measured:
     """The projector of dattri, whose matrix is drawn a hundred rows at a time; then our solver."""
     from dattri.func.projection import BasicProjector, ProjectionType
 
-    unit = _all_gradients(workload, model).div_(geometry.norms[:, None])
+    unit = rows_by_layers(workload, model)().div_(geometry.norms[:, None])
     for m in ms:
         memory, start = _Memory(), time.perf_counter()
         projector = BasicProjector(unit.shape[1], m, SEED, ProjectionType.normal, torch.device("cpu"))
@@ -185,7 +187,7 @@ def _dattri(workload, model, geometry, ms) -> Measured:
 
 def _stored_matrix(workload, model, geometry, ms) -> Measured:
     """A stored m x d matrix, and a fresh solve for every λ."""
-    gradients = _all_gradients(workload, model)
+    gradients = rows_by_layers(workload, model)()
     rows = geometry.scored.query_rows
     queries = gradients[rows] / geometry.norms[rows, None].float()
     for m in ms:
@@ -204,59 +206,16 @@ def _stored_matrix(workload, model, geometry, ms) -> Measured:
 ROUTES = {"coordinates": _coordinates, "dattri": _dattri, "stored matrix": _stored_matrix}
 
 
-def _all_gradients(workload, model) -> torch.Tensor:
-    return _in_batches(workload, RowGradients(model, workload.loss, Routes()))
-
-
-def _in_batches(workload, compute: Callable) -> torch.Tensor:
-    return torch.cat([compute(_batch(workload, start)) for start in range(0, len(workload.train), 32)])
-
-
-def _batch(workload, start: int, size: int = 32) -> Examples:
-    return workload.train.subset(slice(start, start + size))
-
-
 def _timed_step(step: Callable, benchmark_dir: Path, num_train: int) -> dict[str, float]:
     workload = load_workload("mnist", "mlp", num_train)
     model = load_trained_model(load_workload("mnist", "mlp"), benchmark_dir, "cpu", progress=False).model
     run = step(workload, model)
     memory, start = _Memory(), time.perf_counter()
-    run()
-    return {"seconds": time.perf_counter() - start, **memory.bytes()}
-
-
-def _gradients_by_layers(workload, model):
-    return lambda: _all_gradients(workload, model)
-
-
-def _gradients_by_vmap(workload, model):
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-
-    def sample_loss(values, inputs, target):
-        outputs = torch.func.functional_call(model, values, (inputs[None],))
-        return workload.loss(outputs, target[None]).squeeze(0)
-
-    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
-
-    def compute(batch: Examples):
-        gradients = per_sample(parameters, batch.inputs, batch.targets)
-        return torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
-
-    return lambda: _in_batches(workload, compute)
-
-
-def _gradients_one_by_one(workload, model):
-    parameters = list(model.parameters())
-
-    def run():
-        rows = []
-        for i in range(len(workload.train)):
-            one = _batch(workload, i, 1)
-            found = torch.autograd.grad(workload.loss(model(one.inputs), one.targets).sum(), parameters)
-            rows.append(torch.cat([g.flatten() for g in found]))
-        return torch.stack(rows)
-
-    return run
+    made = run()
+    seconds = time.perf_counter() - start
+    measured = {"seconds": seconds, **memory.bytes()}
+    del made  # what it has made counts until here
+    return measured
 
 
 def _gram_by_layers(workload, model):
@@ -264,7 +223,7 @@ def _gram_by_layers(workload, model):
 
 
 def _gram_multiplied_out(workload, model):
-    gradients = _all_gradients(workload, model)
+    gradients = rows_by_layers(workload, model)()
     stored = StoredGradients(*gradients.shape, "cpu", torch.float32, torch.device("cpu"))
     stored.write(0, gradients)
     return stored.unit_gram
@@ -281,9 +240,9 @@ def _truth_one_by_one(workload, model):
 
 
 STEPS = [
-    ("gradients", "layer by layer", _gradients_by_layers),
-    ("gradients", "vmap of grad", _gradients_by_vmap),
-    ("gradients", "one at a time", _gradients_one_by_one),
+    ("gradients", "layer by layer", rows_by_layers),
+    ("gradients", "vmap of grad", rows_by_vmap),
+    ("gradients", "one at a time", rows_one_by_one),
     ("Gram matrix", "layer by layer", _gram_by_layers),
     ("Gram matrix", "multiplied out", _gram_multiplied_out),
     ("ground truth", "ten models together", _truth_together),

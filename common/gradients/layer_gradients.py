@@ -126,6 +126,11 @@ class LayerwiseGradients:
         """The largest number of bytes that the captures of one pass take."""
         return max(self.num_rows * sum(piece.bytes_per_sample for piece in pieces) for pieces in self._passes)
 
+    def keep(self) -> None:
+        """Run the pass over the samples whose captures are kept, where a single pass suffices and none was run yet."""
+        if self.num_passes == 1 and self._kept is None:
+            self._kept = self._run_pass(self._passes[0], "gradients")
+
     def gram(self, block_bytes: int = 128 << 20) -> tuple[Tensor, Tensor]:
         """Return the Gram matrix of the unit-normalised gradients and the norms they had.
 
@@ -202,9 +207,8 @@ class LayerwiseGradients:
 
     def _sweep(self) -> Iterator[tuple[Piece, list[Capture]]]:
         """Yield every piece with its captures for all N samples, in column order."""
-        if self.num_passes == 1:
-            if self._kept is None:
-                self._kept = self._run_pass(self._passes[0], "gradients")
+        self.keep()
+        if self._kept is not None:
             yield from self._kept
             return
         for number, pieces in enumerate(self._passes, start=1):
