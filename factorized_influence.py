@@ -53,6 +53,7 @@ def experiment(options: CurvatureOptions, run: Run) -> None:
 
     lds = curvature_sweep.lds_table(measured.scores, task, ridges, dimensions)
     summary = curvature_sweep.summarise(measured.units, measured.scores.own[KFAC], ridges, dimensions[KFAC])
+    summary = summary.merge(measured.predicted, how="left")
     run.write_table("lds.csv", lds)
     run.write_table("layers.csv", measured.layers)
     run.write_table("summary.csv", summary)

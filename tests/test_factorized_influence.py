@@ -119,7 +119,7 @@ def test_what_is_too_large_is_left_empty_and_said(run, monkeypatch):
     monkeypatch.setattr(fisher, "LARGEST_SIDE", 3)
     status, out, _, folder = run(*SIZES)
     assert status == 0
-    assert "joint sketches of 2 sizes (m_A, m_E) were too large to be drawn: their cells are empty" in out
+    assert "joint sketches of 2 sizes (m_A, m_E) were too large to be drawn: they are predicted alone" in out
     assert "d_λ of the empirical Fisher: too large for 1 of 1 blocks" in out
     found = tables(folder)
     empty = found["summary"]["eps_95"].isna()
@@ -128,6 +128,7 @@ def test_what_is_too_large_is_left_empty_and_said(run, monkeypatch):
         ("joint", 20),
     }
     assert (found["summary"]["num_trials"][empty] == 0).all()
+    assert (found["summary"]["predicted_eps_95"][empty] > 0.1).all()
     assert found["layers"]["d_lambda_fisher"].isna().all()
 
 

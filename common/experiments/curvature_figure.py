@@ -101,7 +101,8 @@ def _draw_over_size(axes: Axes, summary: pd.DataFrame, ridge: float) -> None:
         rows = cells[(cells["m_e"] == m_e) & (cells["kind"] == DECOUPLED)].sort_values("m")
         axes.plot(rows["m"], rows["eps_95"], f"{marker}-", color=colour, label=f"decoupled, $m_E$ = {m_e}")
     rows = cells[cells["kind"] == JOINT].sort_values("m")
-    axes.plot(rows["m"], rows["eps_95"], "k--", marker="x", label="joint")
+    axes.plot(rows["m"], rows["eps_95"], "kx", label="joint")
+    axes.plot(rows["m"], rows["predicted_eps_95"], "k--", label="joint, predicted")
     axes.set(xscale="log", yscale="log", xlabel="numbers kept, $Σ_l m_A m_E$", ylabel="ε_95 of self-influence")
     axes.set_title(f"Sketches of K-FAC, λ = {ridge_label(ridge)}")
     for axis in (axes.xaxis, axes.yaxis):
@@ -115,10 +116,10 @@ def _draw_over_ridge(axes: Axes, summary: pd.DataFrame) -> None:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(chosen)))
     for (m_a, m_e), colour, marker in zip(chosen, colours, MARKERS, strict=False):
         cells = summary[(summary["m_a"] == m_a) & (summary["m_e"] == m_e)]
-        for kind, style in ((DECOUPLED, "-"), (JOINT, "--")):
-            rows = cells[cells["kind"] == kind]
-            label = f"({m_a}, {m_e})" if kind == DECOUPLED else None
-            axes.plot(rows["lambda"], rows["eps_95"], style, marker=marker, color=colour, label=label)
+        apart, together = (cells[cells["kind"] == kind] for kind in (DECOUPLED, JOINT))
+        axes.plot(apart["lambda"], apart["eps_95"], f"{marker}-", color=colour, label=f"({m_a}, {m_e})")
+        axes.plot(together["lambda"], together["eps_95"], "x", color=colour)
+        axes.plot(together["lambda"], together["predicted_eps_95"].replace(0, np.nan), "--", color=colour)
     axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="ε_95 of self-influence")
-    axes.set_title("Decoupled (solid) and joint (dashed)")
+    axes.set_title("Decoupled (solid), joint (crosses; dashed: predicted)")
     legend_below(axes, ncols=2, title="$(m_A, m_E)$")

@@ -18,6 +18,8 @@ from common.experiments import lds_sweep
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.metrics import error_statistics, lds_per_query
 from common.foundations.errors import UserError
+from common.theory.binned_spectrum import binned
+from common.theory.block_sums import Cumulants, predicted_errors, side_by_side, sketched, whole
 from common.theory.kronecker import dimension_of, factorised_dimensions
 
 FULL = "full"
@@ -137,8 +139,34 @@ def _sketches(part: BlockCoordinates, own: Tensor, task: SketchTask, entropy: tu
         yield (JOINT, size), m, own if whole else together[m].cpu() if m in together else None
 
 
+def joint_law(part: BlockCoordinates, own: Tensor, sizes: Sequence[tuple[int, int]], ridges: Ridges) -> Cumulants:
+    """Return the law of φ̃ of one block under joint sketches, (k, sizes * ridges), the ridges of the first size first.
+
+    `own` is its (ridges, k) exact φ with K-FAC.
+    """
+    factored = part.factored
+    solved = ridges.of(factored.eigenvalues, factored.block.name).cpu()
+    spectrum = binned(factored.eigenvalues.flatten())
+    energies = spectrum.energies(part.queries.flatten(1).square())
+    found = {}
+    for m in {kept_size(factored, *size) for size in sizes}:
+        is_whole = m == factored.block.size
+        found[m] = whole(own.T) if is_whole else sketched(spectrum, energies, torch.full_like(solved, m), solved)
+    return side_by_side([found[kept_size(factored, *size)] for size in sizes])
+
+
+def predict(law: Cumulants, own: Tensor, sizes: Sequence[tuple[int, int]], ridges: Ridges) -> pd.DataFrame:
+    """Return one row an (m_A, m_E) and λ: the closed form of joint sketches, from the laws of all blocks together.
+
+    `own` is the (ridges, k) exact φ of the model with K-FAC.
+    """
+    found = predicted_errors(law, own.T.cpu().repeat(1, len(sizes)))
+    cells = [{"kind": JOINT, "m_a": m_a, "m_e": m_e, "lambda": ridge} for m_a, m_e in sizes for ridge in ridges.values]
+    return pd.DataFrame(cells).assign(**{f"predicted_{name}": value.tolist() for name, value in vars(found).items()})
+
+
 def summarise(units: pd.DataFrame, own: Tensor, ridges: Ridges, d_lambda: Sequence[float]) -> pd.DataFrame:
-    """Return summary.csv: one row a kind, (m_A, m_E) and λ with the errors of φ̃ of the whole model.
+    """Return summary.csv but for predictions: one row a kind, (m_A, m_E) and λ, with errors of φ̃ of the whole model.
 
     Args:
         units: rows of `measure` with columns `trial` and `group`.

@@ -36,6 +36,7 @@ def make_tables():
     summary = pd.DataFrame(cells, columns=["kind", "m_a", "m_e", "lambda"])
     summary["m"] = summary["m_a"] * summary["m_e"].clip(upper=10)
     summary["eps_95"] = np.where((summary["kind"] == "joint") & (summary["m"] == 80), np.nan, 3 / summary["m"])
+    summary["predicted_eps_95"] = np.where(summary["kind"] == "joint", 3 / summary["m"], np.nan)
     return lds, layers, summary
 
 
@@ -61,7 +62,7 @@ def test_six_panels_say_what_they_show(drawn):
         "Effective dimensions",
         "Layer by layer, λ = 1e-02",
         "Sketches of K-FAC, λ = 1e-02",
-        "Decoupled (solid) and joint (dashed)",
+        "Decoupled (solid), joint (crosses; dashed: predicted)",
     ]
     assert figure._suptitle.get_text() == "what was measured"
     assert matplotlib.image.imread(folder / "figure.png").std() > 0.05
@@ -82,7 +83,7 @@ def test_the_names_of_many_layers_are_thinned_out_and_shortened(drawn):
 
 def test_both_kinds_of_sketch_are_drawn_over_the_numbers_they_keep(drawn):
     axes = drawn[0].axes[4]
-    assert labels(axes) == ["decoupled, $m_E$ = 2", "decoupled, $m_E$ = 99", "joint"]
+    assert labels(axes) == ["decoupled, $m_E$ = 2", "decoupled, $m_E$ = 99", "joint", "joint, predicted"]
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [8, 16])
     np.testing.assert_allclose(axes.lines[1].get_xdata(), [40, 80])
 

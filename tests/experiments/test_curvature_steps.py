@@ -15,23 +15,25 @@ def summary(joint_trials=2, num_bad=0):
     cells = [("decoupled", 4, 8, 0.2, 2), ("joint", 4, 8, 0.1, 2), ("decoupled", 8, 16, 0.15, 2)]
     cells += [("joint", 8, 16, 0.05, joint_trials)]
     table = pd.DataFrame(cells, columns=["kind", "m_a", "m", "eps_95", "num_trials"])
-    return table.assign(m_e=2, num_bad=num_bad, **{"lambda": 0.1})
+    predicted = [float("nan"), 0.09, float("nan"), 0.06]
+    return table.assign(m_e=2, num_bad=num_bad, predicted_eps_95=predicted, **{"lambda": 0.1})
 
 
 def test_the_report_names_the_largest_size_that_both_kinds_were_drawn_with(capsys):
     curvature_steps.report(lds(), summary())
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first == "K-FAC: best validation LDS at λ = 0.1, d_λ = 12: test LDS 0.250 (0.200 to 0.300)"
     assert second == (
         "sketches of K-FAC at λ = 0.1 with (m_A, m_E) = (8, 2), 16 numbers in all: ε_95 = 0.150 decoupled, 0.050 joint"
     )
+    assert third == "joint sketches, predicted against measured ε_95: median gap 15.0%, worst 20.0%"
 
 
 def test_the_report_says_what_could_not_be_drawn(capsys):
     curvature_steps.report(lds(), summary(joint_trials=0))
     out = capsys.readouterr().out
     assert "(m_A, m_E) = (4, 2), 8 numbers in all" in out
-    assert "joint sketches of 1 sizes (m_A, m_E) were too large to be drawn: their cells are empty" in out
+    assert "joint sketches of 1 sizes (m_A, m_E) were too large to be drawn: they are predicted alone" in out
 
 
 @pytest.mark.parametrize("where", ["summary", "lds"])

@@ -108,6 +108,21 @@ def test_a_sketch_that_was_not_drawn_in_one_block_leaves_the_cell_of_the_model_e
     assert len(errors[(errors["kind"] == "joint") & (errors["m_a"] == 4)]) == 2  # the smaller block, two λ
 
 
+def test_joint_sketches_are_predicted_as_they_are_measured(task, parts):
+    """200 trials of 5 queries at fixed seeds; blocks so small that the law is good to 10 % only."""
+    own = task[1].own[KFAC]
+    law = curvature_sweep.joint_law(parts[0], task[0].own[0], SIZES, RIDGES)
+    law = law + curvature_sweep.joint_law(parts[1], task[0].own[1], SIZES, RIDGES)
+    predicted = curvature_sweep.predict(law, own, SIZES, RIDGES)
+    measured = curvature_sweep.summarise(table(task[0], trials=200), own, RIDGES, [4.0, 2.0])
+    both = measured.merge(predicted)
+    assert both["kind"].eq("joint").all()
+    assert len(both) == 3 * 2
+    np.testing.assert_allclose(both["predicted_mean_ratio"], both["mean_ratio"], rtol=0.1)
+    at_large_ridge = both[both["lambda"] == 1e-1]
+    np.testing.assert_allclose(at_large_ridge["predicted_eps_95"], at_large_ridge["eps_95"], rtol=0.15, atol=1e-12)
+
+
 def test_queries_without_a_gradient_are_counted(parts):
     silent = BlockCoordinates(
         parts[0].factored, parts[0].corrected, parts[0].subset_sums, torch.zeros_like(parts[0].queries)
