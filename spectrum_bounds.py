@@ -18,8 +18,7 @@ def parse_arguments() -> tuple[BoundsOptions, RunRequest]:
     add = parser.add_argument
     add("--test_mode", choices=("self", "test"), default="self", help="query gradients: training or test samples")
     add("--scores", choices=("self", "cross"), default="self", help="self-influence, or scores of training gradients")
-    number = arguments.NUM_TRAIN_GRADS
-    add("--num_train_grads", type=arguments.positive_int, default=number, help="training gradients in cross scores")
+    arguments.add_num_train_grads(parser)
     add("--min_d_lambda", type=arguments.non_negative_float, default=5.0, help="skip λ with d_λ below this")
     add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that the recommended m must reach")
     args = arguments.parse(parser)

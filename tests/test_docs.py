@@ -24,12 +24,18 @@ from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EXPERIMENTS = ("spectrum_bounds.py", "hyperparam_selection.py", "factorized_influence.py")
+EXPERIMENTS = (
+    "spectrum_bounds.py",
+    "hyperparam_selection.py",
+    "faithfulness_utility.py",
+    "factorized_influence.py",
+)
 SCRIPTS = (*EXPERIMENTS, "audit_projections.py", "bench.py", "project_gradients.py")
-OF_SKETCHES = "Sketches of spectrum_bounds.py and hyperparam_selection.py"
+OF_SKETCHES = "Sketches of spectrum_bounds.py, hyperparam_selection.py and faithfulness_utility.py"
 SECTIONS_OF_OPTIONS = {
     "spectrum_bounds.py": ("All experiments", OF_SKETCHES, "Only spectrum_bounds.py"),
     "hyperparam_selection.py": ("All experiments", OF_SKETCHES, "Only hyperparam_selection.py"),
+    "faithfulness_utility.py": ("All experiments", OF_SKETCHES, "Only faithfulness_utility.py"),
     "factorized_influence.py": ("All experiments", "Only factorized_influence.py"),
     "audit_projections.py": ("audit_projections.py",),
     "project_gradients.py": ("project_gradients.py",),
@@ -42,6 +48,7 @@ TOY = ["--num_train", "30", "--epochs", "1", "--num_trials", "1", "--num_test_gr
 TOY_OWN = {
     "spectrum_bounds.py": ["--max_m", "64", "--min_d_lambda", "0"],
     "hyperparam_selection.py": ["--max_m", "64", "--num_subsets", "4", "--val_ratio", "0.3"],
+    "faithfulness_utility.py": ["--max_m", "64", "--num_subsets", "4", "--val_ratio", "0.3"],
     "factorized_influence.py": ["--m_a", "8", "--m_e", "4", "--num_subsets", "4", "--val_ratio", "0.3"],
 }
 DOCUMENTED = {tuple(command[1:]): None for page in PAGES for command in commands(read(page)) if command[0] == "python"}
@@ -232,6 +239,7 @@ def finished(tmp_path_factory):
     common += ["--ridge_correction", "--min_m", "8", "--max_m", "32"]
     assert run("spectrum_bounds.py", *common, "--proj_type", "sjlt", "--grad_dtype", "bfloat16") == 0
     assert run("hyperparam_selection.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
+    assert run("faithfulness_utility.py", *common, "--num_subsets", "5", "--val_ratio", "0.5") == 0
     assert run("audit_projections.py", *audit_options(folder), "--output_dir", str(folder / "output_dir")) == 0
     names = [Path(name).stem for name in (*EXPERIMENTS, "audit_projections.py")]
     folders = [next((folder / "output_dir").glob(f"{name}/*")) for name in names]
@@ -291,6 +299,11 @@ def test_every_field_of_selection_json_is_documented_and_every_documented_field_
     nested = {*selection["theory_m"][0], *selection["m_at_least_d_lambda"], *selection["predicted_choice"]}
     nested |= {*selection["by_m"][0], *selection["joint"], *selection["joint"]["best"]}
     assert nested <= set(code_spans(FILES[section]))
+
+
+def test_every_field_of_verdict_json_is_documented_and_every_documented_field_is_there(finished):
+    verdict = json.loads((finished["faithfulness_utility"] / "verdict.json").read_text())
+    assert set(verdict) == documented("faithfulness_utility: verdict.json")
 
 
 def test_every_field_that_an_audit_writes_is_documented_and_every_documented_field_is_there(finished):

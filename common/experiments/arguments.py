@@ -345,6 +345,12 @@ def _shared(
     )
 
 
+def add_num_train_grads(parser: argparse.ArgumentParser) -> None:
+    """Add --num_train_grads, of scores of pairs."""
+    text = "training gradients in cross scores"
+    parser.add_argument("--num_train_grads", type=positive_int, default=NUM_TRAIN_GRADS, help=text)
+
+
 def cross_choice(args: argparse.Namespace) -> CrossChoice | None:
     """Return which training gradients are scored with the queries; None for self-influence.
 

@@ -44,6 +44,11 @@ class CrossTask:
         """Names of the errors, as they begin columns: parts of the queries only where they have two."""
         return tuple(PREDICTED.values())[: 4 if self.geometry.scored.kernel_parts else 2]
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs (g, q)."""
+        return len(self.geometry.train) * len(self.geometry.queries)
+
     def unridged(self) -> tuple[Tensor, Tensor]:
         """Return (p,) √φ₀(g) and (k,) √φ₀(q)."""
         known = self.geometry
@@ -104,8 +109,7 @@ def pair_errors(whitened: Tensor, exact: ExactPairs, task: CrossTask) -> dict[st
 
 def trial_table(units: pd.DataFrame, task: CrossTask) -> pd.DataFrame:
     """Return trials.csv: one row a (trial, m, λ) with the statistics of one sketch over all pairs."""
-    known = task.geometry
-    table = units[CELL].assign(num_pairs=len(known.train) * len(known.queries))
+    table = units[CELL].assign(num_pairs=task.num_pairs)
     names = [name for name in units if name not in CELL and not name.endswith(QUANTILES)]
     return table.join(units[names])
 

@@ -60,7 +60,7 @@ def make_study(options: BoundsOptions, run: Run, prepared: Prepared, cells: Cell
     num_train = len(geometry.train)
     print(f"pairs: {num_train} training gradients with {len(geometry.queries)} queries")
     print(f"φ₀ by the {task.unridged_rank} largest eigenvalues of F, those above 1e-12 tr F (rank {geometry.rank})")
-    run.record(num_pairs=num_train * len(geometry.queries), unridged_rank=task.unridged_rank)
+    run.record(num_pairs=task.num_pairs, unridged_rank=task.unridged_rank)
     return CrossStudy(task, cross_sweep.exact_pairs(task))
 
 

@@ -252,6 +252,18 @@ class CurvatureOptions:
 
 
 @dataclass(frozen=True)
+class FaithfulnessOptions:
+    """What faithfulness_utility.py is asked for."""
+
+    selection: SelectionOptions
+    """What is shared, and what the LDS needs."""
+    cross: CrossChoice
+    """Which training gradients are scored with the queries."""
+    threshold: float
+    """Largest ε_95 of cross scores that counts as faithful."""
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of the command line, for config.json and the folder's name."""
 

@@ -1,0 +1,88 @@
+"""Is the ridge λ and projection dimension m with the most useful scores one where sketched scores are faithful?
+
+Measures, with the same sketches over (m, λ, trial), the error ε of scores of training gradients for queries and the
+linear datamodeling score (LDS), follows the best λ of every m, predicts the whole map in closed form, and writes
+tables, a verdict and a figure to results/faithfulness_utility/.
+"""
+
+from __future__ import annotations
+
+from common.experiments import arguments, ground_truth_arguments, script
+from common.experiments.options import CrossChoice, FaithfulnessOptions, RunRequest
+from common.experiments.run import Run
+
+
+def parse_arguments() -> tuple[FaithfulnessOptions, RunRequest]:
+    """Return the checked options, and what the run folder is named after."""
+    parser = arguments.make_parser(__doc__, min_m=32)
+    ground_truth_arguments.add_ground_truth_options(parser)
+    arguments.add_num_train_grads(parser)
+    parser.add_argument(
+        "--faithfulness_threshold",
+        type=arguments.open_unit_float,
+        default=0.01,
+        help="largest ε_95 of cross scores that counts as faithful",
+    )
+    args = arguments.parse(parser)
+    selection = ground_truth_arguments.selection_options(args, arguments.shared_options(args, query_kind="test"))
+    cross = CrossChoice(args.num_train_grads, kernel_parts=False)
+    options = FaithfulnessOptions(selection, cross, args.faithfulness_threshold)
+    return options, arguments.run_request("faithfulness_utility", args, parser)
+
+
+def main() -> None:
+    """Run the experiment."""
+    options, request = parse_arguments()
+    with Run(request) as run:
+        experiment(options, run)
+
+
+def experiment(options: FaithfulnessOptions, run: Run) -> None:
+    """Measure, predict, judge, and write the results."""
+    # these take seconds to import: not before the options are known to be right
+    from common.experiments import faithfulness_figure, faithfulness_steps, lds_sweep, ridge_path
+    from common.experiments import faithfulness_sweep as sweep
+    from common.experiments import faithfulness_verdict as verdicts
+    from common.experiments.preparation import prepare
+
+    # model, gradients, eigenvalues, what attribution has to predict, and the pairs whose errors are measured
+    selection, threshold = options.selection, options.threshold
+    shared = selection.shared
+    prepared = prepare(shared, run, selection.num_subsets, options.cross)
+    tasks = faithfulness_steps.make_tasks(selection, run, prepared)
+
+    # without a sketch: exact LDS for every λ, and the closed form of both for every (m, λ)
+    exact = lds_sweep.summarise(lds_sweep.exact_rows(tasks.lds), tasks.lds)
+    with run.phase("prediction"):
+        is_sjlt = shared.sketches.proj_type == "sjlt"
+        predicted = sweep.predict(lds_sweep.fine_dimensions(prepared.ms, only_powers_of_two=is_sjlt), tasks)
+        predicted_path = ridge_path.predicted_path(ridge_path.refine(predicted, tasks.lds), prepared.ms)
+    run.write_table("predicted.csv", predicted)
+
+    # with sketches: the grid, and the best λ of every m
+    table, trials, joint, path = None, None, None, ridge_path.predicted_paths(predicted_path)
+    summary = predicted[predicted["m"].isin(prepared.ms)]
+    if not shared.predict_only:
+        units = faithfulness_steps.measure(shared, run, prepared, tasks)
+        trials = sweep.trial_table(units, tasks)
+        run.write_table("trials.csv", trials)
+        summary = table = sweep.summarise(units, tasks).merge(predicted, how="left")
+        run.record(prediction_gaps=faithfulness_steps.gaps(table))
+        grid = lds_sweep.selection_grid(trials, exact, tasks.lds)
+        path, joint = ridge_path.paths(grid, lds_sweep.resampled_grid(units, tasks.lds), predicted_path, table)
+
+    by_m = verdicts.along_the_path(path, table, tasks.pairs, threshold)
+    verdict = verdicts.judge(by_m, joint, predicted_path, table, trials, threshold)
+    run.write_table("summary.csv", lds_sweep.join(summary, exact))
+    run.write_table("by_m.csv", verdicts.by_m_table(by_m))
+    run.write_json("verdict.json", verdicts.verdict_record(verdict))
+    with run.phase("figure"):
+        title = (
+            f"{prepared.workload.name}, {shared.sketches.proj_type} projection, {selection.num_subsets} subset models"
+        )
+        faithfulness_figure.draw_faithfulness(run.folder, predicted, path, by_m, threshold, title)
+    faithfulness_steps.report(run, by_m, verdict, summary)
+
+
+if __name__ == "__main__":
+    script.run_script(main)
