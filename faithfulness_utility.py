@@ -54,8 +54,8 @@ def experiment(options: FaithfulnessOptions, run: Run) -> None:
     # without a sketch: exact LDS for every λ, and the closed form of both for every (m, λ)
     exact = lds_sweep.summarise(lds_sweep.exact_rows(tasks.lds), tasks.lds)
     with run.phase("prediction"):
-        is_sjlt = shared.sketches.proj_type == "sjlt"
-        predicted = sweep.predict(lds_sweep.fine_dimensions(prepared.ms, only_powers_of_two=is_sjlt), tasks)
+        own_grid = shared.sketches.needs_powers_of_two or not shared.sketches.has_law
+        predicted = sweep.predict(lds_sweep.fine_dimensions(prepared.ms, own_grid), tasks)
         predicted_path = ridge_path.predicted_path(ridge_path.refine(predicted, tasks.lds), prepared.ms)
     run.write_table("predicted.csv", predicted)
 

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
+import faithfulness_utility
 import hyperparam_selection
 import spectrum_bounds
 from common.experiments import script
@@ -35,11 +36,16 @@ from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MAINS = {"spectrum_bounds": spectrum_bounds.main, "hyperparam_selection": hyperparam_selection.main}
+MAINS = {
+    "spectrum_bounds": spectrum_bounds.main,
+    "hyperparam_selection": hyperparam_selection.main,
+    "faithfulness_utility": faithfulness_utility.main,
+}
 ROOT = Path(spectrum_bounds.__file__).parent
 MS, RIDGES = [1, 2, 4, 8, 16, 32], [1e-3, 1e-2, 1e-1, 1.0]
 TOY = ["--num_trials", "2", "--lambda_exp_min", "-3", "--lambda_exp_max", "0", "--min_m", "1", "--num_test_grads", "12"]
-OWN = {"spectrum_bounds": ["--min_d_lambda", "0"], "hyperparam_selection": ["--num_subsets", "5", "--val_ratio", "0.3"]}
+LDS = ["--num_subsets", "5", "--val_ratio", "0.3"]
+OWN = {"spectrum_bounds": ["--min_d_lambda", "0"], "hyperparam_selection": LDS, "faithfulness_utility": LDS}
 
 
 class Scripts:
@@ -287,7 +293,9 @@ def test_a_fresh_run_forgets_finished_units(scripts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "kills"), [("spectrum_bounds", 20), ("hyperparam_selection", 6)])
+@pytest.mark.parametrize(
+    ("experiment", "kills"), [("spectrum_bounds", 20), ("hyperparam_selection", 6), ("faithfulness_utility", 6)]
+)
 def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path, experiment, kills):
     # enough units that kills fall between them, and no checkpoint yet, so that they fall into training as well
     options = ("--proj_type", "rademacher", "--num_trials", "40")

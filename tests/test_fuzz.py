@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import factorized_influence
+import faithfulness_utility
 import hyperparam_selection
 import spectrum_bounds
 from common.experiments import script
@@ -18,10 +19,12 @@ from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
 
-MAINS = {module.__name__: module.main for module in (spectrum_bounds, hyperparam_selection, factorized_influence)}
+SCRIPTS = (spectrum_bounds, hyperparam_selection, faithfulness_utility, factorized_influence)
+MAINS = {module.__name__: module.main for module in SCRIPTS}
 FILES = {
     "spectrum_bounds": {"trials.csv", "summary.csv", "spectrum.csv", "effective_dimension.csv", "recommendation.csv"},
     "hyperparam_selection": {"trials.csv", "summary.csv", "predicted.csv", "selection.json"},
+    "faithfulness_utility": {"trials.csv", "summary.csv", "predicted.csv", "by_m.csv", "verdict.json"},
     "factorized_influence": {"lds.csv", "layers.csv", "summary.csv", "layer_errors.csv"},
 }
 ABSURD = ["0", "-1", "-0", "1.5", "1e3", "nan", "inf", "", " ", "x", "²", "９", "9" * 25, str(2**40), str(2**63)]
@@ -78,6 +81,8 @@ OWN = {
         "--target_eps": mostly(texts(1e-300, 1e-9, 0.01, 0.3, 0.999999)),
     },
     "hyperparam_selection": GROUND_TRUTH,
+    "faithfulness_utility": GROUND_TRUTH
+    | {"--num_train_grads": mostly(texts(1, 3, 10**6)), "--faithfulness_threshold": mostly(texts(1e-9, 0.3))},
     "factorized_influence": GROUND_TRUTH
     | {"--m_a": mostly(texts(1, "2,3", "16,9,16", 2**40)), "--m_e": mostly(texts(1, "4,1", "1,,2", 10**6))},
 }
@@ -85,6 +90,7 @@ OWN = {
 SANE = {"--lambda_exp_min": "-3", "--lambda_exp_max": "0", "--num_trials": "2", "--num_test_grads": "15"}
 SANE_OWN = {"spectrum_bounds": {"--min_d_lambda": "0"}, "hyperparam_selection": {"--val_ratio": "0.3", "--min_m": "4"}}
 SANE_OWN["hyperparam_selection"]["--num_subsets"] = "5"
+SANE_OWN["faithfulness_utility"] = SANE_OWN["hyperparam_selection"]
 SANE_OWN["factorized_influence"] = {"--val_ratio": "0.3", "--num_subsets": "5"}
 
 

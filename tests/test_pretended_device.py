@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import faithfulness_utility
 import hyperparam_selection
 import spectrum_bounds
 from common.experiments import arguments, script
@@ -18,10 +19,15 @@ from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MAINS = {"spectrum_bounds": spectrum_bounds.main, "hyperparam_selection": hyperparam_selection.main}
+MAINS = {
+    "spectrum_bounds": spectrum_bounds.main,
+    "hyperparam_selection": hyperparam_selection.main,
+    "faithfulness_utility": faithfulness_utility.main,
+}
 TOY = ["--num_trials", "1", "--min_m", "2", "--max_m", "16", "--num_test_grads", "8"]
 TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "-2", "--ridge_correction"]
-OWN = {"spectrum_bounds": ["--min_d_lambda", "0"], "hyperparam_selection": ["--num_subsets", "3", "--val_ratio", "0.5"]}
+LDS = ["--num_subsets", "3", "--val_ratio", "0.5"]
+OWN = {"spectrum_bounds": ["--min_d_lambda", "0"], "hyperparam_selection": LDS, "faithfulness_utility": LDS}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,7 @@ FAST = {
     ("hyperparam_selection", "sjlt", "none"),
     ("spectrum_bounds", "tensorsketch", "recompute"),
     ("hyperparam_selection", "kronecker", "recompute"),
+    ("faithfulness_utility", "rademacher", "none"),
 }
 RUNS = [
     pytest.param(*names, marks=() if names in FAST else pytest.mark.slow)
@@ -122,3 +129,13 @@ def test_a_pretended_device_differentiates_as_the_cpu_does():
         found = gradients(weight.to(CUDA), inputs.to(CUDA))
         assert found.device == CUDA
         assert torch.equal(found.cpu(), gradients(weight, inputs))
+
+
+@pytest.mark.parametrize("proj_type", ["normal", "sjlt"])
+def test_scores_of_pairs_of_test_samples_meet_no_other_device(folder, proj_type):
+    options = ["--proj_type", proj_type, "--offload", "cpu", "--scores", "cross", "--test_mode", "test"]
+    expected = run_script(folder, "spectrum_bounds", "cpu", *options)
+    with pretended_device():
+        found = run_script(folder, "spectrum_bounds", "cuda", *options)
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(table, expected[name], rtol=1e-6)

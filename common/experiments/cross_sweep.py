@@ -148,8 +148,8 @@ def predict(task: CrossTask) -> pd.DataFrame:
     for prefix, law in _laws(task):
         for part, name in zip(PREDICTED, task.errors, strict=False):
             for statistic in STATISTICS[:4]:
-                values = getattr(getattr(law, part), f"eps_{statistic}")
-                table[f"predicted_{prefix}{name}_{statistic}"] = values.flatten().tolist()
+                values = getattr(getattr(law, part), f"eps_{statistic}").flatten().tolist()
+                table[f"predicted_{prefix}{name}_{statistic}"] = values if task.cells.has_law else math.nan
     return table
 
 

@@ -165,7 +165,7 @@ def judge(
         predicted_growth=_rank_correlation([one.m for one in by_m], [one.predicted_test_lds for one in by_m]),
         words="",
     )
-    return replace(verdict, words=_words(verdict, by_m[-1].m if by_m else 0))
+    return replace(verdict, words=_words(verdict, by_m[-1].m if by_m else 0, not predicted_path.empty))
 
 
 def verdict_record(verdict: Verdict) -> dict:
@@ -216,16 +216,18 @@ def _faithful_from(cells: list[tuple[int, bool | None]]) -> int | None:
     return smallest
 
 
-def _words(verdict: Verdict, largest_m: int) -> str:
+def _words(verdict: Verdict, largest_m: int, predicted: bool) -> str:
     """Return the verdict in sentences."""
 
     def from_on(m: int | None) -> str:
         return f"at no m up to {largest_m}" if m is None else f"from m = {m} on"
 
-    by_theory = (
-        f"The closed form, without a sketch: useful {from_on(verdict.predicted_useful_m)}, faithful at the best λ "
-        f"{from_on(verdict.predicted_faithful_m)}."
-    )
+    by_theory = "No prediction: no closed form of this projection is known."
+    if predicted:
+        by_theory = (
+            f"The closed form, without a sketch: useful {from_on(verdict.predicted_useful_m)}, faithful at the best λ "
+            f"{from_on(verdict.predicted_faithful_m)}."
+        )
     if verdict.best_m is None:
         return by_theory
     answer = "unknown" if verdict.best_is_faithful is None else ("no", "yes")[verdict.best_is_faithful]

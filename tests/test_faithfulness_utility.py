@@ -1,0 +1,126 @@
+"""The real command line of experiment 3 at toy size."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import faithfulness_utility
+from common.experiments import script
+from common.experiments.units import UnitLog
+from tests.tiny import write_tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TOY = ["--num_test_grads", "20", "--num_trials", "2", "--min_m", "4", "--max_m", "32", "--val_ratio", "0.5"]
+TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "0", "--num_subsets", "6", "--num_train_grads", "15"]
+FILES = {"config.json", "trials.csv", "summary.csv", "predicted.csv", "by_m.csv", "verdict.json"}
+FILES |= {"figure.png", "figure.pdf"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a workload, and with the checkpoints and ground truth that all runs share."""
+    folder = tmp_path_factory.mktemp("faithfulness")
+    write_tiny(folder, "recipe = TrainingRecipe(epochs=30, learning_rate=0.3)")
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch, capsys):
+    """Run the script in this process; return exit status, stdout, stderr and the only result folder (or None)."""
+
+    def call(*options):
+        words = ["--workload", str(folder / "tiny_workload.py"), "--device", "cpu", "--output_dir", str(tmp_path)]
+        words += [f"--{name}_dir={folder / name}" for name in ("benchmark", "cache")]
+        monkeypatch.setattr(sys, "argv", ["faithfulness_utility.py", *TOY, *words, *options])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            script.run_script(faithfulness_utility.main)
+        out = capsys.readouterr()
+        found = list(tmp_path.glob("faithfulness_utility/*"))
+        return stop.value.code, out.out, out.err, found[0] if len(found) == 1 else None
+
+    return call
+
+
+@pytest.mark.parametrize("kind", ["normal", "sjlt"])
+def test_a_run_writes_every_file_and_ends_in_a_verdict(run, kind):
+    status, out, err, results = run("--proj_type", kind)
+    assert (status, err) == (0, "")
+    assert {path.name for path in results.iterdir()} == FILES
+    verdict = json.loads((results / "verdict.json").read_text())
+    assert verdict["words"] in out
+    assert verdict["threshold"] == 0.01
+    summary, by_m = pd.read_csv(results / "summary.csv"), pd.read_csv(results / "by_m.csv")
+    sketched = summary[np.isfinite(summary["m"])]
+    assert by_m["m"].tolist() == [4, 8, 16, 32]
+    for row in by_m.to_dict("records"):
+        cells = sketched[sketched["m"] == row["m"]].set_index("lambda")
+        assert row["lambda_star"] == cells["val_lds"].idxmax()
+        assert row["eps_95"] == cells.loc[row["lambda_star"], "eps_95"]
+        assert row["faithful"] == (row["eps_95"] <= 0.01)
+    exact = summary[np.isinf(summary["m"])]
+    assert exact["eps_95"].isna().all()
+    assert exact["test_lds"].notna().all()
+
+
+def test_predictions_alone_give_a_verdict_without_a_sketch(run):
+    status, out, _, results = run("--predict_only", "--faithfulness_threshold", "0.5")
+    assert status == 0
+    assert {path.name for path in results.iterdir()} == FILES - {"trials.csv"}
+    assert "The closed form, without a sketch: " in out
+    verdict = json.loads((results / "verdict.json").read_text())
+    assert (verdict["best_m"], verdict["growth"]) == (None, None)
+    assert verdict["predicted_faithful_m"] is not None
+
+
+def test_a_projection_without_a_closed_form_is_measured_and_nothing_is_predicted(run):
+    status, out, err, results = run("--proj_type", "kronecker")
+    assert (status, err) == (0, "")
+    by_m = pd.read_csv(results / "by_m.csv")
+    assert by_m["eps_95"].notna().all()
+    assert by_m[["predicted_lambda_star", "predicted_eps_95", "predicted_faithful"]].isna().all(axis=None)
+    assert "no closed form of this projection is known" in json.loads((results / "verdict.json").read_text())["words"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(run, monkeypatch):
+    _, _, _, results = run()
+    expected = {path.name: path.read_bytes() for path in results.iterdir() if path.suffix in (".csv",)}
+    append = UnitLog.append
+
+    def interrupted(log, trial, m, rows):
+        append(log, trial, m, rows)
+        if len(log.units) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitLog, "append", interrupted)
+        status, _, err, _ = run()
+    assert (status, err.count("\n")) == (130, 2)
+    status, out, _, _ = run()
+    assert status == 0
+    assert "continuing after 3 finished" in out
+    assert {path.name: path.read_bytes() for path in results.iterdir() if path.suffix in (".csv",)} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--faithfulness_threshold", "0"], "'0' is not allowed"),
+        (["--faithfulness_threshold", "1"], "must be a number strictly between 0 and 1"),
+        (["--num_train_grads", "-3"], "'-3' is not allowed"),
+        (["--num_subsets", "2"], "--num_subsets 2"),
+        (["--val_ratio", "0.001"], "leaves 0 to select"),
+        (["--scores", "cross"], "unrecognized arguments"),
+        (["--proj_type", "sjlt", "--m_steps", "3"], "--m_steps 3: an sjlt of size m is a folded larger one"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, options, says):
+    status, _, err, results = run(*options)
+    assert (status, err.count("\n"), results) == (2, 1, None)
+    assert says in err
