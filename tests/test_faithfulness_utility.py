@@ -80,7 +80,7 @@ def test_predictions_alone_give_a_verdict_without_a_sketch(run):
 
 
 def test_a_projection_without_a_closed_form_is_measured_and_nothing_is_predicted(run):
-    status, out, err, results = run("--proj_type", "kronecker")
+    status, _, err, results = run("--proj_type", "kronecker")
     assert (status, err) == (0, "")
     by_m = pd.read_csv(results / "by_m.csv")
     assert by_m["eps_95"].notna().all()
@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(run, monkeypatch):
         (["--num_subsets", "2"], "--num_subsets 2"),
         (["--val_ratio", "0.001"], "leaves 0 to select"),
         (["--scores", "cross"], "unrecognized arguments"),
-        (["--proj_type", "sjlt", "--m_steps", "3"], "--m_steps 3: an sjlt of size m is a folded larger one"),
+        (["--proj_type", "sjlt", "--m_steps", "3"], "--m_steps 3: sjlt of size m is a folded larger one"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, options, says):

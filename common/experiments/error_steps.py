@@ -61,9 +61,10 @@ def write_spectrum(run: Run, prepared: Prepared, query_kind: str) -> None:
     if prepared.streamed is not None:  # a sketch does not show what lies outside
         return
     outside = prepared.geometry.outside_energy
-    run.record(outside_energy_median=outside.median().item(), outside_energy_max=outside.max().item())
+    median, largest = outside.median().item(), outside.max().item()
+    run.record(outside_energy_median=median, outside_energy_max=largest)
     if query_kind == "test":
-        print(f"query energy outside range(F): median {outside.median():.1%}, largest {outside.max():.1%}")
+        print(f"query energy outside range(F): median {median:.1%}, largest {largest:.1%}")
 
 
 def record_rounding(options: GradientOptions, run: Run, prepared: Prepared, cells: Cells) -> None:
