@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from common.experiments.dimensions import sizes_rule
 from common.experiments.options import SketchOptions
-from common.gradients.layer_factors import LayerFactors
+from common.experiments.shared_sides import sample_sides
+from common.gradients.kept_rows import Gradients
+from common.gradients.layer_factors import LayerFactors, flat_parameters
 from common.gradients.planning import GradientPlan
 from common.gradients.stable_rank import mean_stable_rank
+from common.sketches.basis import Basis
 from common.sketches.factored import FactoredSketch
 from common.sketches.geometry import Geometry
 from common.sketches.kronecker import KroneckerSketch
 from common.sketches.sketchers import FactoredSketcher
-from common.sketches.tensorsketch import TensorSketch
+from common.sketches.tensorsketch import TensorSketch, transform_length
+from common.theory.column_sample import ColumnSample
 
 NUM_RANKED = 16
 """Training samples whose stable rank is looked at."""
@@ -44,6 +50,22 @@ def stable_rank(plan: GradientPlan) -> float:
     samples = plan.parts[0][1]
     chosen = samples.subset(slice(0, None, max(1, len(samples) // NUM_RANKED)))
     return mean_stable_rank(_factors(plan), chosen.subset(slice(NUM_RANKED)).to(plan.device))
+
+
+def with_sides(
+    columns: ColumnSample,
+    rows: Gradients,
+    basis: Basis,
+    geometry: Geometry,
+    plan: GradientPlan,
+    max_m: int,
+    seed: int,
+) -> ColumnSample:
+    """Return a sample of columns that also knows which pairs of them a TensorSketch keeps apart."""
+    parameters = flat_parameters(plan.model)
+    length = transform_length(parameters, max_m)
+    queries = geometry.scored.query_rows, geometry.queries
+    return replace(columns, sides=sample_sides(rows, basis, *queries, parameters, length, seed))
 
 
 def _factors(plan: GradientPlan) -> LayerFactors:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.experiments.column_sample import sample_columns
-from common.experiments.factored import stable_rank
+from common.experiments.factored import stable_rank, with_sides
 from common.experiments.options import CrossChoice, SharedOptions
 from common.experiments.queries import Queries, choose_queries, choose_training_rows
 from common.experiments.run import Run
@@ -71,6 +71,7 @@ def exact_view(
     drawn: Tensor,
     subsets: Tensor | None,
     cross: CrossChoice | None,
+    max_m: int,
 ) -> FisherView:
     """Return F from the inner products of all gradients, or from the d x d matrix itself where d < N.
 
@@ -82,6 +83,7 @@ def exact_view(
         drawn: samples in the order of drawing, see `choose_queries`.
         subsets: (S, h) training samples of subsets whose sums are scored too, or None.
         cross: which training gradients are scored against the queries, if any.
+        max_m: largest m of the sweep.
     """
     num_train = len(cache.plan.parts[0][1])
     basis = _find_basis(run, cache, gradients)
@@ -102,6 +104,8 @@ def exact_view(
         rows = gradients.get(basis.norms)
         with run.phase("column sample"):
             columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
+            if options.sketches.of_factors:
+                columns = with_sides(columns, rows, basis, geometry, cache.plan, max_m, options.sketches.seed)
     with run.phase("stable rank"):
         run.record(mean_stable_rank=stable_rank(cache.plan) if options.sketches.of_factors else None)
     return FisherView(geometry, ExactSpectrum(geometry.eigenvalues), queries, columns, range_weights)

@@ -127,7 +127,7 @@ def prepare(
     gradients = LazyGradients(run, cache)
     subsets = None if num_subsets is None else subset_indices(workload, num_subsets)
     if options.sketches.reference_m is None:
-        view = exact_view(options, run, cache, gradients, drawn, subsets, cross)
+        view = exact_view(options, run, cache, gradients, drawn, subsets, cross, dimensions.used[-1])
     else:
         view = sketched_view(options, run, plan, drawn, subsets)
     geometry, spectrum, queries = view.geometry, view.spectrum, view.queries

@@ -66,6 +66,12 @@ def _random_hash(size: int, length: int, generator: torch.Generator) -> _Hash:
     return _Hash(buckets, signs, (source, torch.zeros(length).index_copy_(0, buckets, signs)))
 
 
+def transform_length(parameters: tuple[FlatParameter, ...], max_m: int) -> int:
+    """Return L: max_m, or the longest side up to 16,384 rounded up to a power of two, whichever is larger."""
+    longest = max((side for p in parameters if p.is_matrix for side in (p.rows, p.cols)), default=1)
+    return max(max_m, power_of_two_above(min(longest, LONGEST_SIDE)))
+
+
 class TensorSketch(FactoredSketch):
     """One non-zero entry ±1 in every column, placed by the row and the column of the parameter that it belongs to.
 
@@ -86,8 +92,7 @@ class TensorSketch(FactoredSketch):
 
     def __init__(self, parameters: tuple[FlatParameter, ...], max_m: int, seed: int, trial: int):
         self.parameters, self.max_m, self.width = parameters, max_m, max_m
-        longest = max((side for p in parameters if p.is_matrix for side in (p.rows, p.cols)), default=1)
-        self.length = max(max_m, power_of_two_above(min(longest, LONGEST_SIDE)))
+        self.length = transform_length(parameters, max_m)
         self._sides = {
             p.name: (_random_hash(p.rows, self.length, generator), _random_hash(p.cols, self.length, generator))
             for number, p in enumerate(parameters, start=1)

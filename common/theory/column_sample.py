@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from common.theory.shared_sides import SharedSides
+
 # Functions of s/μ vary slowly over a factor e^0.1: replacing s by a middle value changes their sums by about 1e-4.
 LOG_WIDTH = 0.1
 
@@ -25,6 +27,8 @@ class ColumnSample:
     """(K, B) sums over each group of v_cj², the squared entries of the sampled columns c in its eigenvectors."""
     query_energies: Tensor
     """(K, B) sums over each group of v_cj² times the mean of q_j² over the unit queries q."""
+    sides: SharedSides | None = None
+    """For a TensorSketch: pairs of columns that it keeps apart."""
 
 
 def group(num_columns: int, eigenvalues: Tensor, energies: Tensor, query_squares: Tensor) -> ColumnSample:

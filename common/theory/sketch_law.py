@@ -39,6 +39,7 @@ from torch import Tensor
 
 from common.theory.column_sample import ColumnSample
 from common.theory.implicit_ridge import sizes_and_ridges
+from common.theory.shared_sides import SharedSides
 from common.theory.sjlt import sjlt_ridge_and_dof
 from common.theory.spectrum import Spectrum
 
@@ -98,9 +99,33 @@ def sketch_law(
     sums = spectrum.sums(mu)
     dof = m * solved / mu + sums.first_minus_second
     if sjlt_columns is not None:
-        mu, dof = sjlt_ridge_and_dof(spectrum, m, solved, sjlt_columns, mu, dof)
+        if sjlt_columns.sides is None:
+            mu, dof = sjlt_ridge_and_dof(spectrum, m, solved, sjlt_columns, mu, dof)
+        else:
+            mu, dof = _tensorsketch_ridge_and_dof(spectrum, m, solved, sjlt_columns, sjlt_columns.sides)
         sums = spectrum.sums(mu)
     return SketchLaw(ridge, mu, dof, sums.second_minus_third / dof**2)
+
+
+def _tensorsketch_ridge_and_dof(
+    spectrum: Spectrum, m: Tensor, ridge: Tensor, columns: ColumnSample, sides: SharedSides
+) -> tuple[Tensor, Tensor]:
+    """Return μ and ν of the SJLT in which as many pairs of columns meet, weighted as the bias and the noise weigh them.
+
+    NaN where `ridge`, that the sketched problem is solved with, is NaN.
+    """
+    known = ~ridge.isnan()
+    mu, dof = torch.full_like(ridge, torch.nan), torch.full_like(ridge, torch.nan)
+    m, ridge = m[known], ridge[known]
+    bias, noise = sides.sizes(m, spectrum.implicit_ridge(m, ridge))
+    mu[known], dof[known] = (_sjlt_law(spectrum, size, ridge, columns)[i] for i, size in enumerate((bias, noise)))
+    return mu, dof
+
+
+def _sjlt_law(spectrum: Spectrum, m: Tensor, ridge: Tensor, columns: ColumnSample) -> tuple[Tensor, Tensor]:
+    mu = spectrum.implicit_ridge(m, ridge)
+    dof = m * ridge / mu + spectrum.sums(mu).first_minus_second
+    return sjlt_ridge_and_dof(spectrum, m, ridge, columns, mu, dof)
 
 
 def law_on_grid(

@@ -1,0 +1,105 @@
+"""How much of what sketches do happens between entries of one row or column of a parameter: for TensorSketch's law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.foundations.seeds import make_generator
+from common.gradients.kept_rows import Gradients
+from common.gradients.layer_factors import FlatParameter
+from common.sketches.basis import Basis
+from common.theory.shared_sides import SharedSides
+
+NUM_QUERIES, NUM_DRAWS, NUM_RIDGES = 8, 8, 6
+DRAW_STREAM = 1_000_051
+
+
+def sample_sides(
+    gradients: Gradients,
+    basis: Basis,
+    query_rows: Tensor,
+    queries: Tensor,
+    parameters: Sequence[FlatParameter],
+    length: int,
+    seed: int,
+) -> SharedSides:
+    """Return the shares of pairs, in one pass over the gradients, at six ridges that span the eigenvalues of F.
+
+    Those of residuals are exact for the first eight queries. Leverages are seen through eight random vectors, whose
+    squared entries have them as their mean; the shares multiply those of independent halves.
+
+    Args:
+        gradients: all rows.
+        basis: of these.
+        query_rows: (k,) int64 rows that are queries.
+        queries: (k, r) coordinates of the unit queries.
+        parameters: where the columns stand.
+        length: L of the TensorSketch.
+        seed: of the random vectors.
+    """
+    s = basis.eigenvalues
+    positive = s[s > 0]
+    smallest, largest = positive[[-1, 0]].log10().tolist()
+    ridges = torch.logspace(smallest, largest, NUM_RIDGES, dtype=torch.float64)
+    chosen, rows = queries[:NUM_QUERIES], query_rows[:NUM_QUERIES]
+    generator = make_generator("cpu", seed, DRAW_STREAM)
+    draws = torch.randn(NUM_DRAWS, len(s), generator=generator, dtype=torch.float64).to(s.device)
+    shrunk = [s / (s + ridge) for ridge in ridges.to(s.device)]
+    inside = torch.cat([v for share in shrunk for v in (chosen * share, draws * share.sqrt())])
+    weights = basis.range_weights(inside, lambda: gradients).view(NUM_RIDGES, -1, gradients.num_rows)
+    weights[:, : len(chosen)] *= -1
+    weights[:, torch.arange(len(chosen)), rows.to(weights.device)] += 1
+    weights = weights.flatten(0, 1)
+    count = len(chosen)
+    left = torch.arange(NUM_RIDGES * (count + 2)).view(NUM_RIDGES, -1)
+    right = torch.cat([left[:, :count], left[:, count:].flip(1)], dim=1)
+    sums = _Marginals(parameters, left.flatten(), right.flatten(), weights.device)
+    for start, block in gradients.unit_blocks():
+        squares = (weights @ block.double()).square().view(NUM_RIDGES, -1, block.shape[1])
+        halves = squares[:, count:].unflatten(1, (2, -1)).mean(2)
+        sums.add(start, torch.cat([squares[:, :count], halves], dim=1).flatten(0, 1))
+    shares = sums.shares().view(NUM_RIDGES, -1).cpu()
+    return SharedSides(length, ridges.cpu(), shares[:, count], shares[:, :count].nanmean(1))
+
+
+class _Marginals:
+    """Sums of (v, d) squared entries over rows and over columns of every parameter; vectors come in pairs."""
+
+    def __init__(self, parameters: Sequence[FlatParameter], left: Tensor, right: Tensor, device: torch.device):
+        self._parameters, self._left, self._right = parameters, left.to(device), right.to(device)
+
+        def zeros(size: int) -> Tensor:
+            return torch.zeros(len(left), size, dtype=torch.float64, device=device)
+
+        self._sides = {p.name: (zeros(p.rows), zeros(p.cols)) for p in parameters if p.is_matrix}
+        self._vectors, self._total, self._same = zeros(1), zeros(1), zeros(1)
+
+    def add(self, start: int, squares: Tensor) -> None:
+        """Add (v, b) columns from `start` on."""
+        self._total += squares.sum(1, keepdim=True)
+        for p in self._parameters:
+            first, last = max(start, p.columns.start), min(start + squares.shape[1], p.columns.stop)
+            if first >= last:
+                continue
+            part = squares[:, first - start : last - start]
+            if not p.is_matrix:
+                self._vectors += part.sum(1, keepdim=True)
+                continue
+            places = torch.arange(first - p.start, last - p.start, device=squares.device)
+            by_rows, by_cols = self._sides[p.name]
+            by_rows.index_add_(1, places // p.cols, part)
+            by_cols.index_add_(1, places % p.cols, part)
+            self._same += (part[self._left] * part[self._right]).sum(1, keepdim=True)
+
+    def shares(self) -> Tensor:
+        """Return Σ x_c x'_c' over entries that share a side, over Σ x_c Σ x'_c', for the pairs of vectors x, x'.
+
+        An entry paired with itself stands in its row and in its column, and counts once.
+        """
+        sides = [side for pair in self._sides.values() for side in pair]
+        left, right = self._left, self._right
+        shared = torch.stack([(side[left] * side[right]).sum(1) for side in (*sides, self._vectors)]).sum(0)
+        return (shared - self._same.squeeze(1)) / (self._total[left] * self._total[right]).squeeze(1)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from common.experiments.column_sample import sample_columns
+from common.experiments.shared_sides import sample_sides
+from common.sketches.basis import build_basis
+from common.sketches.geometry import ScoredVectors
+from common.sketches.tensorsketch import TensorSketch
+from common.theory.self_influence import predict_self_influence
+from common.theory.spectrum import ExactSpectrum
+from tests import reference
+from tests.reference import DenseGradients
+from tests.reference_factored import columns_of, flat
+
+PARAMETERS = flat((6, 30), (6, 1), (4, 6), (4, 1))
+N, D = 40, 214
+QUERIES = torch.arange(8)
+
+
+def rank_one_gradients():
+    """Return rows whose matrices have rank one, with columns of unequal lengths."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for p in PARAMETERS:
+        errors = torch.randn(N, p.rows, 1, generator=generator, dtype=torch.float64)
+        inputs = torch.randn(N, 1, p.cols, generator=generator, dtype=torch.float64)
+        parts.append((errors * inputs * torch.linspace(0.2, 1.5, p.cols, dtype=torch.float64)).flatten(1))
+    return torch.cat(parts, dim=1)
+
+
+@pytest.fixture(scope="module")
+def known():
+    train = rank_one_gradients()
+    gradients = DenseGradients(train, width=50)
+    basis = build_basis(gradients, N)
+    return train, gradients, basis, basis.geometry(ScoredVectors(QUERIES), lambda: gradients)
+
+
+def dense_share(left, right):
+    """Return the share of Σ x_c x'_c' over pairs of entries in one row or column, or both of vectors, pair by pair."""
+    labels = [
+        (p.name if p.is_matrix else "vectors", i, j) for p in PARAMETERS for i in range(p.rows) for j in range(p.cols)
+    ]
+    allowed = torch.tensor(
+        [[a == b and (a == "vectors" or i == k or j == n) for b, k, n in labels] for a, i, j in labels]
+    ).double()
+    return (left @ allowed @ right / (left.sum() * right.sum())).item()
+
+
+def test_shares_of_residuals_and_leverages_are_those_of_all_pairs(known):
+    train, gradients, basis, geometry = known
+    sides = sample_sides(gradients, basis, QUERIES, geometry.queries, PARAMETERS, 64, 3)
+    fisher = train.T @ train / N
+    for k, ridge in enumerate(sides.ridges):
+        inverse = torch.linalg.inv(fisher + ridge * torch.eye(D, dtype=torch.float64))
+        residuals = (ridge * gradients.unit[QUERIES] @ inverse).square()
+        exact = sum(dense_share(r, r) for r in residuals) / len(residuals)
+        assert sides.of_residuals[k].item() == pytest.approx(exact, rel=1e-4)
+        leverage = (fisher @ inverse).diagonal()
+        assert sides.of_leverage[k].item() == pytest.approx(dense_share(leverage, leverage), rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [64, 128])
+def test_simulated_sketches_have_the_bias_and_the_noise_of_the_law(known, m):
+    train, gradients, basis, geometry = known
+    ridges, unit = [0.3, 30.0], gradients.unit[QUERIES]
+    found = []
+    for trial in range(300):
+        matrix = columns_of(TensorSketch(PARAMETERS, m, 1, trial), m)
+        scores = [reference.sketched_influence(matrix, train, unit, unit, ridge).diagonal() for ridge in ridges]
+        found.append(torch.stack(scores))
+    exact = torch.stack([reference.influence(train, unit, unit, ridge).diagonal() for ridge in ridges])
+    ratios = torch.stack(found) / exact
+    sides = sample_sides(gradients, basis, QUERIES, geometry.queries, PARAMETERS, m, 3)
+    columns = sample_columns(gradients, basis, geometry.queries, 3)
+    spectrum = ExactSpectrum(geometry.eigenvalues)
+    sample = dataclasses.replace(columns, sides=sides)
+    law = predict_self_influence(spectrum, geometry.queries, [m], ridges, False, sample)
+    for i in range(2):
+        assert ratios[:, i].mean().item() == pytest.approx(law.mean_ratio[0, i].item(), rel=0.02)
+        measured = (ratios[:, i] - 1).abs().flatten().quantile(0.95).item()
+        assert measured == pytest.approx(law.eps_95[0, i].item(), rel=0.12)
