@@ -32,7 +32,9 @@ class SharedSides:
         What a sketch without such exceptions would need for equally many meetings; both of the shape of m and mu.
         """
         shares = (self._at(mu, values) for values in (self.of_leverage, self.of_residuals))
-        bias, noise = (m / (1 - share * m / self.length) for share in shares)
+        # beyond L, a sketch of size m would have a longer one
+        covered = (m / self.length).clamp(max=1)
+        bias, noise = (m / (1 - share * covered) for share in shares)
         return bias, noise
 
     def _at(self, mu: Tensor, values: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ def test_pairs_kept_apart_make_bias_and_noise_those_of_a_larger_sketch():
     torch.testing.assert_close(law.dof, sketch_law(SPECTRUM, noise, RIDGE).dof)
 
 
+def test_a_larger_m_than_the_transform_is_long_has_a_transform_of_its_own():
+    bias, _ = constant(64, 0.25, 0.5).sizes(torch.tensor([1000.0]).double(), torch.tensor([1e-2]).double())
+    assert bias.item() == pytest.approx(1000 / 0.75)
+
+
 def test_cells_without_a_corrected_ridge_stay_without():
     law = sketch_law(
         SPECTRUM, torch.tensor([2.0, 200.0]), torch.tensor([1e-3, 1e-1]), True, columns(constant(256, 0.1, 0.3))
