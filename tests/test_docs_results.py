@@ -67,6 +67,20 @@ def test_the_table_of_recommended_m_is_that_of_the_committed_file():
     assert tables(sections(read("docs/results.md"))["How large m must be"])[0].rows == rows
 
 
+def test_what_stands_beside_published_numbers_is_that_of_the_committed_files():
+    table, over_m = tables(sections(read("docs/results.md"))["Beside what is published"])
+    folders = [committed(f"python hyperparam_selection.py{own}") for own in (" --model lr --proj_type sjlt", "")]
+    chosen = [json.loads((folder / "selection.json").read_text()) for folder in folders]
+    ours = [[row[2], row[4]] for row in table.rows]
+    assert ours[0] == [f"{choice['val_lds']:.3f}".lstrip("0") for choice in chosen]
+    assert ours[1] == [f"{choice['lambda_star']:g}" for choice in chosen]
+    assert ours[2] == [f"{choice['c_95']:.1f}" for choice in chosen]
+    summary = pd.read_csv(folders[0] / "summary.csv").set_index(["lambda", "m"])
+    at_star = summary.loc[chosen[0]["lambda_star"], "val_lds"]
+    ms = [float(m.replace(",", "")) for m in over_m.header[1:]]
+    assert over_m.rows[1][1:] == [f"{at_star[m]:.3f}".lstrip("0") for m in ms]
+
+
 def test_the_tables_of_speed_are_those_of_the_committed_files():
     table = pd.read_csv(ROOT / "results" / "bench" / "bench.csv")
     whole, steps = tables(sections(read("docs/results.md"))["How fast"])

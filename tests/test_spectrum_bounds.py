@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import spectrum_bounds
-from common.experiments import script
+from common.experiments import cross_figure, script
 from common.experiments.queries import QUERY_STREAM
 from common.experiments.units import UnitLog
 from common.foundations.seeds import make_generator
@@ -411,6 +411,13 @@ def test_scores_of_pairs_have_tables_slopes_and_a_folder_of_their_own(command, c
     assert advice.loc[advice["zero_eps_95"] <= 0.1, "m"].isna().all()
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Draw nothing: that takes longer than the rest."""
+    monkeypatch.setattr(cross_figure, "draw_cross_errors", lambda *args: None)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_training_queries_have_no_part_in_the_kernel(command):
     assert command(*CROSS) == 0
     assert "_num_train_60_cross_num_train_grads_15" in command.run.name
@@ -418,6 +425,7 @@ def test_training_queries_have_no_part_in_the_kernel(command):
     assert command.table("queries")["kernel_share"].abs().max() < 1e-9
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pairs_of_explicit_projections_agree_with_the_closed_form(command):
     assert command(*CROSS, "--test_mode", "test", "--proj_type", "rademacher", "--min_m", "32") == 0
     summary = command.table("summary")
@@ -433,6 +441,7 @@ def test_pairs_predicted_alone_draw_no_sketch(command):
     assert command.table("slopes")["predicted_slope"].notna().any()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_of_pairs_goes_on_to_the_same_numbers(command, monkeypatch, capsys):
     assert command(*CROSS) == 0
     expected = {path.name: path.read_bytes() for path in command.run.glob("*.csv")}
