@@ -8,7 +8,7 @@ tables, a verdict and a figure to results/faithfulness_utility/.
 from __future__ import annotations
 
 from common.experiments import arguments, ground_truth_arguments, script
-from common.experiments.options import CrossChoice, FaithfulnessOptions, RunRequest
+from common.experiments.options import FaithfulnessOptions, RunRequest
 from common.experiments.run import Run
 
 
@@ -25,7 +25,7 @@ def parse_arguments() -> tuple[FaithfulnessOptions, RunRequest]:
     )
     args = arguments.parse(parser)
     selection = ground_truth_arguments.selection_options(args, arguments.shared_options(args, query_kind="test"))
-    cross = CrossChoice(args.num_train_grads, kernel_parts=False)
+    cross = arguments.pair_choice(args, kernel_parts=False)
     options = FaithfulnessOptions(selection, cross, args.faithfulness_threshold)
     return options, arguments.run_request("faithfulness_utility", args, parser)
 

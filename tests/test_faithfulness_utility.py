@@ -124,6 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(run, monkeypatch):
         (["--num_subsets", "2"], "--num_subsets 2"),
         (["--val_ratio", "0.001"], "leaves 0 to select"),
         (["--scores", "cross"], "unrecognized arguments"),
+        (["--reference", "sketch", "--proj_type", "sjlt"], "errors of cross scores need exact scores"),
         (["--proj_type", "sjlt", "--m_steps", "3"], "--m_steps 3: sjlt of size m is a folded larger one"),
     ],
 )

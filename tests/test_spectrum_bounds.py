@@ -382,7 +382,7 @@ def test_errors_against_a_reference_sketch_are_those_against_exact_scores_within
 
 def test_pairs_have_no_reference_sketch(command, capsys):
     assert command("--scores", "cross", "--reference", "sketch") == 2
-    assert "--reference sketch is for --scores self" in capsys.readouterr().err
+    assert "--reference sketch: errors of cross scores need exact scores" in capsys.readouterr().err
 
 
 # --- scores of pairs ----------------------------------------------------------------------------------------

@@ -351,6 +351,17 @@ def add_num_train_grads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_train_grads", type=positive_int, default=NUM_TRAIN_GRADS, help=text)
 
 
+def pair_choice(args: argparse.Namespace, kernel_parts: bool) -> CrossChoice:
+    """Return which training gradients are scored with the queries, for errors of scores of pairs.
+
+    Raises:
+        UserError: a reference that does not know their exact scores.
+    """
+    if args.reference == "sketch":
+        raise UserError("--reference sketch: errors of cross scores need exact scores, drop it")
+    return CrossChoice(args.num_train_grads, kernel_parts)
+
+
 def cross_choice(args: argparse.Namespace) -> CrossChoice | None:
     """Return which training gradients are scored with the queries; None for self-influence.
 
@@ -359,10 +370,8 @@ def cross_choice(args: argparse.Namespace) -> CrossChoice | None:
     Raises:
         UserError: a number of training gradients for scores that have none.
     """
-    if args.scores == "cross" and args.reference == "sketch":
-        raise UserError("--scores cross needs exact scores: --reference sketch is for --scores self")
     if args.scores == "cross":
-        return CrossChoice(args.num_train_grads, kernel_parts=args.test_mode == "test")
+        return pair_choice(args, kernel_parts=args.test_mode == "test")
     if args.num_train_grads != NUM_TRAIN_GRADS:
         raise UserError(f"--num_train_grads {args.num_train_grads} is for --scores cross, got {args.scores}")
     return None
