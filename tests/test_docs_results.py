@@ -81,6 +81,13 @@ def test_what_stands_beside_published_numbers_is_that_of_the_committed_files():
     assert over_m.rows[1][1:] == [f"{at_star[m]:.3f}".lstrip("0") for m in ms]
 
 
+def test_what_a_larger_ridge_gains_at_few_dimensions_is_that_of_the_committed_file():
+    summary = pd.read_csv(committed("python hyperparam_selection.py") / "summary.csv").set_index(["m", "lambda"])
+    larger, star = (summary.loc[(128, ridge), ["val_lds", "test_lds"]] for ridge in (1e-3, 1e-5))
+    words = "LDS {:.3f} and {:.3f}, where 1e-5, the λ* of the largest m, has {:.3f} and {:.3f}."
+    assert words.format(*larger, *star) in one_line("docs/results.md")
+
+
 def test_the_tables_of_speed_are_those_of_the_committed_files():
     table = pd.read_csv(ROOT / "results" / "bench" / "bench.csv")
     whole, steps = tables(sections(read("docs/results.md"))["How fast"])
