@@ -75,6 +75,21 @@ class ParameterFactors:
                 total.index_put_((sample, pair.inputs), pair.errors, accumulate=True)
         return total
 
+    def squared_norms(self) -> Tensor:
+        """Return the (B,) float64 squared lengths of the gradients.
+
+        Of one pair with few positions by Σ_st (e_sᵀe_t)(x_sᵀx_t), which needs no gradient.
+        """
+        rows, cols = self.parameter.rows, self.parameter.cols
+        if self.rest is None and len(self.factors) == 1 and isinstance(self.factors[0], Linear):
+            errors, inputs = self.factors[0].errors, self.factors[0].inputs
+            if errors.shape[1] * (rows + cols) < rows * cols:
+                exact = (errors.double(), inputs.double())
+                gram = torch.bmm(exact[0], exact[0].mT).mul_(torch.bmm(exact[1], exact[1].mT))
+                # rounding may leave less than 0 where positions cancel
+                return gram.sum((1, 2)).clamp(min=0)
+        return self.dense().double().square().sum((1, 2))
+
 
 class LayerFactors:
     """Factors of per-sample gradients, batch by batch, of a model in eval mode, which stays as it is.

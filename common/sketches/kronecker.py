@@ -132,6 +132,13 @@ class KroneckerSketch(FactoredSketch):
         """Return how many numbers the sketch of size m has: what no square of ranks fits is left over."""
         return self._sizes(self.parameters, m).total
 
+    def block_sizes(self, m: int) -> list[tuple[str, int]]:
+        """Return (name and b x a, numbers) of each matrix parameter, then of the vectors, in the order of P's rows."""
+        sizes = self._sizes(self.parameters, m)
+        sides = zip(self._matrices, sizes.sides, strict=True)
+        found = [(f"{p.name} {rows}x{cols}", rows * cols) for p, (rows, cols) in sides]
+        return [*found, ("vectors", sizes.vectors)] if sizes.vectors else found
+
     def _blocks(self, sizes: KroneckerSizes) -> list[tuple[slice, tuple[int, int]]]:
         found, start = [], 0
         for rows, cols in sizes.sides:

@@ -32,10 +32,18 @@ def flat_rows(factors, shares, count):
     return rows
 
 
+def assert_same_lengths(shares):
+    for share in shares:
+        expected = share.dense().double().square().sum((1, 2))
+        torch.testing.assert_close(share.squared_norms(), expected, rtol=1e-10, atol=0)
+
+
 def assert_same_rows(model, loss, examples, routes=None):
     expected = one_by_one_gradients(model, loss, examples.inputs, examples.targets)
     factors = LayerFactors(model.double(), loss, routes or Routes())
-    found = flat_rows(factors, factors(exact(examples)), len(examples))
+    shares = list(factors(exact(examples)))
+    assert_same_lengths(shares)
+    found = flat_rows(factors, shares, len(examples))
     assert expected.norm(dim=1).any()
     assert ((found - expected).norm(dim=1) <= 1e-12 * expected.norm(dim=1)).all()
 

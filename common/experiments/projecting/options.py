@@ -10,7 +10,7 @@ from common.experiments import arguments
 from common.experiments.options import WorkloadChoice
 from common.foundations.errors import UserError
 
-KINDS = ("normal", "rademacher", "sjlt")
+KINDS = arguments.PROJECTIONS
 DTYPES = ("float32", "float16", "bfloat16")
 DEFAULT_TIMEOUT = 3600.0
 
@@ -26,7 +26,9 @@ class ProjectOptions:
     kind: str
     """Law of P, one of KINDS."""
     m: int
-    """Numbers a row of the store."""
+    """Numbers a row of the store; kronecker: at most."""
+    kronecker_ranks: tuple[int, int] | None
+    """Kronecker: (columns, rows) that every layer becomes, in place of m; None: m is shared among the layers."""
     seed: int
     """Of P."""
     store: Path | None
@@ -58,6 +60,13 @@ def parse(description: str) -> ProjectOptions:
     add("--modules", nargs="+", default=None, help="patterns of parameters to use, !PATTERN to leave out; default: all")
     add("--proj_type", choices=KINDS, default="sjlt", help="law of the projection")
     add("--m", type=arguments.dimension, default=4096, help="numbers a row of the store")
+    add(
+        "--kronecker_ranks",
+        type=arguments.two_ranks,
+        default=None,
+        metavar="A,B",
+        help="kronecker: every layer's columns become A numbers and its rows B, whatever --m",
+    )
     add("--store", type=Path, default=None, help="folder of the store; needed but for a trial run")
     add("--dtype", choices=DTYPES, default="float32", help="of the numbers in the store")
     add(
@@ -69,11 +78,17 @@ def parse(description: str) -> ProjectOptions:
     arguments.check_model_options(args)
     if args.store is None and args.limit is None:
         raise UserError("--store: name the folder of the store, or ask for a trial run with --limit")
+    if args.kronecker_ranks is not None and args.proj_type != "kronecker":
+        ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
+        raise UserError(f"{ranks} is for --proj_type kronecker, got {args.proj_type}")
+    if args.proj_type == "tensorsketch" and args.m.bit_count() != 1:
+        raise UserError(f"--m {args.m}: a tensorsketch needs a power of two")
     return ProjectOptions(
         workload=arguments.workload_choice(args),
         modules=tuple(args.modules or ()),
         kind=args.proj_type,
         m=args.m,
+        kronecker_ranks=args.kronecker_ranks,
         seed=args.seed,
         store=args.store,
         dtype=args.dtype,

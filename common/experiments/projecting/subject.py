@@ -19,10 +19,15 @@ from common.foundations.errors import UserError
 from common.foundations.tensor_files import fingerprint
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
+from common.gradients.layer_factors import flat_parameters
 from common.gradients.planning import GradientPlan, plan_gradients
 from common.gradients.verification import Subject
+from common.sketches.factor_projection import FactorProjection
+from common.sketches.kronecker import KroneckerSketch
+from common.sketches.kronecker_sizes import fixed_sizes, shared_sizes, smallest_m
 from common.sketches.row_projection import make_row_projection
 from common.sketches.sample_projection import GradientRows, SampleProjection
+from common.sketches.tensorsketch import TensorSketch
 from common.stores.manifest import PARTS, Span, StoreIdentity, rows_a_range
 from common.workloads.records import Examples
 
@@ -60,25 +65,25 @@ def prepare(options: ProjectOptions, ranks: Ranks) -> ProjectionSubject:
     leave_out(model, options.modules)
     spans = parameter_spans(model)
     dim = spans[-1].stop
-    if options.m >= dim:
+    if options.kronecker_ranks is None and options.m >= dim:
         raise UserError(f"--m {options.m} must be below the {dim} parameters that are projected")
     print_model(workload, trained, dim)
     samples = [("training", workload.train), ("test", workload.test)]
     plan = plan_gradients(workload, model, samples, options.batch_size, "recompute", torch.float32, device)
     routes = ranks.gather(plan.routes)[0]
-    projection = _projection(options, plan, routes, dim)
+    projection, modules = _projection(options, plan, routes, dim)
     identities = {
         part: StoreIdentity(
             part=part,
             kind=options.kind,
-            m=options.m,
+            m=projection.m,
             seed=options.seed,
             scale=options.scale,
             n=len(examples),
             d=dim,
             dtype=options.dtype,
             parameters=spans,
-            modules=(),
+            modules=modules,
             checkpoint=trained.fingerprint,
             data=fingerprint(*examples.tensors()),
             device=device.type,
@@ -130,6 +135,28 @@ def _untimed(name: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _projection(options: ProjectOptions, plan: GradientPlan, routes: Routes, dim: int) -> SampleProjection:
-    rows = make_row_projection(options.kind, options.m, options.seed, dim, plan.device)
-    return GradientRows(plan.model, plan.workload.loss, routes, rows, options.batch_size)
+def _projection(
+    options: ProjectOptions, plan: GradientPlan, routes: Routes, dim: int
+) -> tuple[SampleProjection, tuple[Span, ...]]:
+    """Return what projects samples, and the store's columns of each module that has a projection of its own."""
+    model, loss = plan.model, plan.workload.loss
+    if options.kind not in ("tensorsketch", "kronecker"):
+        rows = make_row_projection(options.kind, options.m, options.seed, dim, plan.device)
+        return GradientRows(model, loss, routes, rows, options.batch_size), ()
+    parameters = flat_parameters(model)
+    if options.kind == "tensorsketch":
+        sketch = TensorSketch(parameters, options.m, options.seed, 0)
+        return FactorProjection(model, loss, routes, sketch, options.batch_size), ()
+    ranks = options.kronecker_ranks
+    fewest = smallest_m(parameters)
+    if ranks is None and options.m < fewest:
+        raise UserError(f"--m {options.m}: kronecker needs one number for each of {fewest} blocks at least")
+    sizes = (lambda p, _: fixed_sizes(p, *ranks)) if ranks else shared_sizes
+    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes)
+    blocks, start = [], 0
+    for name, size in kronecker.block_sizes(options.m):
+        blocks.append(Span(name, start, start + size))
+        start += size
+    if start >= dim:
+        raise UserError(f"--kronecker_ranks makes {start} numbers of {dim} parameters; it must make fewer")
+    return FactorProjection(model, loss, routes, kronecker, options.batch_size), tuple(blocks)

@@ -13,7 +13,7 @@ def options(folder: Path, change: str = "", **changes) -> ProjectOptions:
     """Return options that project a tiny workload into `folder`/store."""
     workload = WorkloadChoice("", "", write_tiny(folder, change), None, None, "local", folder, folder / "benchmarks")
     plain = dict(
-        workload=workload, modules=(), kind="sjlt", m=8, seed=5, store=folder / "store", dtype="float32", scale="none",
-        batch_size=4, device="cpu", limit=None, timeout=60.0,
+        workload=workload, modules=(), kind="sjlt", m=8, kronecker_ranks=None, seed=5, store=folder / "store",
+        dtype="float32", scale="none", batch_size=4, device="cpu", limit=None, timeout=60.0,
     )  # fmt: skip
     return ProjectOptions(**plain | changes)

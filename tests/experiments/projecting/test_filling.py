@@ -19,6 +19,7 @@ from tests.sketches.test_row_projection import column_by_column
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = ["normal", "rademacher", "sjlt"]
+FACTORED = ["tensorsketch", "kronecker"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_a_store_holds_gradients_by_plain_autograd_times_a_matrix_filled_column_
         np.testing.assert_allclose(norms, gradients[rows].norm(dim=1).numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FACTORED])
 def test_ranges_come_out_the_same_whoever_makes_them_and_in_whatever_order(folder, tmp_path, kind):
     subject = project(tmp_path / "one", options(folder, kind=kind))
     # two ranks, the second one first and with a projection of its own
@@ -77,7 +78,7 @@ def test_ranges_come_out_the_same_whoever_makes_them_and_in_whatever_order(folde
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FACTORED])
 def test_the_size_of_batches_changes_no_more_than_rounding(folder, tmp_path, kind, batch_size):
     project(tmp_path / "a", options(folder, kind=kind))
     project(tmp_path / "b", options(folder, kind=kind, batch_size=batch_size))

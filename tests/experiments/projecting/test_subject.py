@@ -56,3 +56,21 @@ def test_what_a_part_is_made_of_names_its_own_samples(tmp_path):
     assert train.checkpoint == test.checkpoint
     assert train.data != test.data
     assert torch.equal(subject.examples("test", range(2, 4)).inputs, subject.subject.examples.inputs[26:28])
+
+
+def test_modules_of_a_kronecker_store_are_its_parameters_and_the_vectors_together(tmp_path):
+    identity = prepare(options(tmp_path, kind="kronecker", kronecker_ranks=(3, 2)), Ranks()).identities["train"]
+    assert identity.m == 2 * 3 + 4
+    assert [(span.name, span.stop - span.start) for span in identity.modules] == [("weight 2x3", 6), ("vectors", 4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"m": 1}, "--m 1: kronecker needs one number for each of 2 blocks at least"),
+        ({"kronecker_ranks": (9, 9)}, "--kronecker_ranks makes 40 numbers of 40 parameters; it must make fewer"),
+    ],
+)
+def test_kronecker_sizes_that_cannot_be_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare(options(tmp_path, kind="kronecker", **changes), Ranks())
