@@ -27,3 +27,15 @@ def test_a_store_is_needed_unless_the_run_is_a_trial(monkeypatch):
 
 def test_patterns_of_modules_are_a_list(monkeypatch):
     assert parsed(monkeypatch, "--store", "s", "--modules", "layers*", "!*bias").modules == ("layers*", "!*bias")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--kronecker_ranks", "4,4"), "--kronecker_ranks 4,4 is for --proj_type kronecker, got sjlt"),
+        (("--proj_type", "tensorsketch", "--m", "96"), "--m 96: a tensorsketch needs a power of two"),
+    ],
+)
+def test_sizes_that_a_projection_cannot_have_are_refused(monkeypatch, words, message):
+    with pytest.raises(UserError, match=message):
+        parsed(monkeypatch, "--store", "s", *words)
