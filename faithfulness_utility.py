@@ -7,7 +7,7 @@ tables, a verdict and a figure to results/faithfulness_utility/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, ground_truth_arguments, script
+from common.experiments import arguments, ground_truth_arguments, pair_arguments, script
 from common.experiments.options import FaithfulnessOptions, RunRequest
 from common.experiments.run import Run
 
@@ -16,7 +16,7 @@ def parse_arguments() -> tuple[FaithfulnessOptions, RunRequest]:
     """Return the checked options, and what the run folder is named after."""
     parser = arguments.make_parser(__doc__, min_m=32)
     ground_truth_arguments.add_ground_truth_options(parser)
-    arguments.add_num_train_grads(parser)
+    pair_arguments.add_num_train_grads(parser)
     parser.add_argument(
         "--faithfulness_threshold",
         type=arguments.open_unit_float,
@@ -25,7 +25,7 @@ def parse_arguments() -> tuple[FaithfulnessOptions, RunRequest]:
     )
     args = arguments.parse(parser)
     selection = ground_truth_arguments.selection_options(args, arguments.shared_options(args, query_kind="test"))
-    cross = arguments.pair_choice(args, kernel_parts=False)
+    cross = pair_arguments.pair_choice(args, kernel_parts=False)
     options = FaithfulnessOptions(selection, cross, args.faithfulness_threshold)
     return options, arguments.run_request("faithfulness_utility", args, parser)
 
@@ -40,7 +40,7 @@ def main() -> None:
 def experiment(options: FaithfulnessOptions, run: Run) -> None:
     """Measure, predict, judge, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import faithfulness_figure, faithfulness_steps, lds_sweep, ridge_path
+    from common.experiments import faithfulness_figure, faithfulness_steps, lds_advice, lds_sweep, ridge_path
     from common.experiments import faithfulness_sweep as sweep
     from common.experiments import faithfulness_verdict as verdicts
     from common.experiments.preparation import prepare
@@ -55,7 +55,7 @@ def experiment(options: FaithfulnessOptions, run: Run) -> None:
     exact = lds_sweep.summarise(lds_sweep.exact_rows(tasks.lds), tasks.lds)
     with run.phase("prediction"):
         own_grid = shared.sketches.needs_powers_of_two or not shared.sketches.has_law
-        predicted = sweep.predict(lds_sweep.fine_dimensions(prepared.ms, own_grid), tasks)
+        predicted = sweep.predict(lds_advice.fine_dimensions(prepared.ms, own_grid), tasks)
         predicted_path = ridge_path.predicted_path(ridge_path.refine(predicted, tasks.lds), prepared.ms)
     run.write_table("predicted.csv", predicted)
 

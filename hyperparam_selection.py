@@ -31,7 +31,7 @@ def main() -> None:
 def experiment(options: SelectionOptions, run: Run) -> None:
     """Measure, predict, choose, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import lds_figure, lds_steps, lds_sweep, ridge_path
+    from common.experiments import lds_advice, lds_figure, lds_steps, lds_sweep, ridge_path
     from common.experiments.preparation import prepare
     from common.experiments.selection import select
 
@@ -44,8 +44,8 @@ def experiment(options: SelectionOptions, run: Run) -> None:
     exact = lds_steps.exact_table(prepared, task)
     with run.phase("prediction"):
         own_grid = shared.sketches.needs_powers_of_two or not shared.sketches.has_law
-        predicted = lds_sweep.predict(lds_sweep.fine_dimensions(prepared.ms, own_grid), task)
-        advice = lds_sweep.cheapest(predicted, exact)
+        predicted = lds_sweep.predict(lds_advice.fine_dimensions(prepared.ms, own_grid), task)
+        advice = lds_advice.cheapest(predicted, exact)
         closer = ridge_path.refine(predicted, task)
     run.write_table("predicted.csv", closer)
     predicted_path = ridge_path.predicted_path(closer, prepared.ms)
@@ -64,7 +64,7 @@ def experiment(options: SelectionOptions, run: Run) -> None:
         grid = lds_sweep.selection_grid(trials, exact, task)
         selection = select(grid)
         path, joint = ridge_path.paths(grid, lds_sweep.resampled_grid(units, task), predicted_path, table)
-        advice = lds_sweep.measured_at(advice, table)
+        advice = lds_advice.measured_at(advice, table)
 
     table = lds_sweep.join(table, exact)
     run.write_table("summary.csv", table)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.experiments.options import (
-    CrossChoice,
     GradientOptions,
     Grid,
     Option,
@@ -26,7 +25,6 @@ from common.experiments.options import (
 from common.foundations.errors import UserError
 from common.workloads.names import DATASET_NAMES, MODEL_NAMES, check_file, check_pair
 
-NUM_TRAIN_GRADS = 1000
 DEFAULT_PAIR = ("mnist", "mlp")
 PROJECTIONS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
 REFERENCE_PROJECTIONS = ("normal", "rademacher", "sjlt")
@@ -343,38 +341,6 @@ def _shared(
         predict_only=predict_only,
         fresh=args.fresh,
     )
-
-
-def add_num_train_grads(parser: argparse.ArgumentParser) -> None:
-    """Add --num_train_grads, of scores of pairs."""
-    text = "training gradients in cross scores"
-    parser.add_argument("--num_train_grads", type=positive_int, default=NUM_TRAIN_GRADS, help=text)
-
-
-def pair_choice(args: argparse.Namespace, kernel_parts: bool) -> CrossChoice:
-    """Return which training gradients are scored with the queries, for errors of scores of pairs.
-
-    Raises:
-        UserError: a reference that does not know their exact scores.
-    """
-    if args.reference == "sketch":
-        raise UserError("--reference sketch: errors of cross scores need exact scores, drop it")
-    return CrossChoice(args.num_train_grads, kernel_parts)
-
-
-def cross_choice(args: argparse.Namespace) -> CrossChoice | None:
-    """Return which training gradients are scored with the queries; None for self-influence.
-
-    Queries among the training samples lie in range(F): only others have a part in ker(F).
-
-    Raises:
-        UserError: a number of training gradients for scores that have none.
-    """
-    if args.scores == "cross":
-        return pair_choice(args, kernel_parts=args.test_mode == "test")
-    if args.num_train_grads != NUM_TRAIN_GRADS:
-        raise UserError(f"--num_train_grads {args.num_train_grads} is for --scores cross, got {args.scores}")
-    return None
 
 
 def _grid(args: argparse.Namespace, min_m: int, max_m: int | None, ridge_correction: bool, m_steps: int) -> Grid:

@@ -7,7 +7,7 @@ import functools
 
 import pandas as pd
 
-from common.experiments import lds_sweep, ridge_path
+from common.experiments import lds_advice, lds_sweep, ridge_path
 from common.experiments.cells import Cells
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions, SketchOptions
@@ -98,7 +98,7 @@ def report(
             print(f"warning: {warning}")
     if bad := bad_values(table, "rank correlations of queries"):
         print(bad)
-    print(lds_sweep.advice_sentence(advice, sketches.has_law))
+    print(lds_advice.advice_sentence(advice, sketches.has_law))
 
 
 def _path_table(path: list[RidgeOfDimension]) -> str:
