@@ -48,10 +48,10 @@ def draw_faithfulness(
         _draw_along(errors, ms, [one.eps_95 for one in by_m], [one.predicted_eps_95 for one in by_m], ORANGE)
         errors.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold, {threshold:g}")
         errors.set(yscale="log", ylabel="$ε_{95}$ of cross scores", title="Error at the best λ of every m")
-        legend_below(errors, ncols=3)
+        legend_below(errors, ncols=2)
         _draw_along(lds, ms, [one.test_lds for one in by_m], [one.predicted_test_lds for one in by_m], BLUE)
         lds.set(ylabel="test LDS", title="LDS at the best λ of every m")
-        legend_below(lds, ncols=2)
+        legend_below(lds, ncols=1)
         figure.suptitle(title)
         save_figure(figure, folder)
 
@@ -73,9 +73,9 @@ def _draw_contours(axes: Axes, predicted: pd.DataFrame, threshold: float) -> Non
 def _draw_along(axes: Axes, ms: list[int], measured: list, predicted: list, colour: str) -> list[Line2D]:
     """Draw what was measured (points) and predicted (line) at the best λ of every m."""
     values = np.array(predicted, dtype=np.float64)
-    lines = axes.plot(ms, values, "-", color=colour, linewidth=1, label="predicted, at the predicted λ*(m)")
+    lines = axes.plot(ms, values, "-", color=colour, linewidth=1, label="predicted, at its own λ*(m)")
     values = np.array(measured, dtype=np.float64)
     if np.isfinite(values).any():
-        lines += axes.plot(ms, values, "o", color=colour, label="measured, at the measured λ*(m)")
+        lines += axes.plot(ms, values, "o", color=colour, label="measured, at its own λ*(m)")
     axes.set(xscale="log", xlabel="m")
     return lines
