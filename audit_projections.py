@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from common.experiments import script
 from common.experiments.audit.options import AuditOptions, check_paths, parse
 from common.experiments.run import Run
+from common.foundations.distributed import Ranks, connected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,17 +21,28 @@ def main() -> None:
     """Run the audit."""
     options, request = parse(__doc__)
     check_paths(options)
-    with Run(request) as run:
-        audit(options, run)
+    with connected(options.timeout) as ranks:
+        if ranks.rank:
+            assist(options, ranks)
+            return
+        with Run(request) as run:
+            audit(options, run, ranks)
 
 
-def audit(options: AuditOptions, run: Run) -> None:
+def assist(options: AuditOptions, ranks: Ranks) -> None:
+    """Read and score the rows of a rank other than the first, which does everything else."""
+    from common.experiments.audit import steps
+
+    steps.assist(options, ranks)
+
+
+def audit(options: AuditOptions, run: Run, ranks: Ranks) -> None:
     """Read the stores, and say what follows from them."""
     # these take seconds to import: not before the options are known to be right
     from common.experiments.audit import figure, steps, tables, trust
 
     # one pass over the stores
-    audited, truth = steps.read_stores(options, run)
+    audited, truth = steps.read_stores(options, run, ranks)
 
     # effective dimension, errors of every m, sizes
     with run.phase("tables"):
@@ -48,7 +60,7 @@ def audit(options: AuditOptions, run: Run) -> None:
 
     # scores with error bars, in one more pass
     ridge, reason = steps.choose_ridge(options, summary, lds)
-    top, elsewhere = steps.score(options, run, audited, ridge)
+    top, elsewhere = steps.score(options, run, audited, ridge, ranks)
     verdicts = trust.verdicts(audited, dimensions)
     run.record(ridge=ridge, ridge_reason=reason, law_known=trust.law_is_known(audited), verdicts=verdicts)
     with run.phase("figure"):

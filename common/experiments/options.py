@@ -12,6 +12,8 @@ from pathlib import Path
 from common.foundations.errors import UserError
 
 LARGEST_DEFAULT_M = 65_536
+DEFAULT_TIMEOUT = 3600.0
+"""Seconds to wait for a process of torchrun that does not answer."""
 
 
 @dataclass(frozen=True)

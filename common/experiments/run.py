@@ -67,6 +67,7 @@ WHERE_AND_HOW = {
     "norms",
     "ground_truth",
     "write_scores",
+    "timeout",
 }
 ROOT = Path(__file__).resolve().parents[2]
 UNITS, LOCK = "units.jsonl", "lock"

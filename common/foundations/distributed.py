@@ -58,6 +58,9 @@ class Ranks:
         return work()
 
 
+ALONE = Ranks()
+
+
 class _Group(Ranks):
     """What torchrun has started."""
 
@@ -73,11 +76,10 @@ class _Group(Ranks):
         self._processes: list[tuple[str, int]] = here
 
     def gather(self, value):
-        found = [None] * self.size
-        self._call(lambda: self._dist.all_gather_object(found, value, self._group), self._timeout)
-        return found
+        return self._exchange(lambda: value, self._timeout)
 
     def add_up(self, *tensors):
+        self._exchange(lambda: None, self._timeout)  # another rank may have an error to tell in place of a sum
         for tensor in tensors:
             self._call(lambda tensor=tensor: self._dist.all_reduce(tensor, group=self._group), self._timeout)
 
@@ -92,6 +94,12 @@ class _Group(Ranks):
         results = self._exchange(work if self.rank else lambda: result, PATIENCE, keep=True)
         return results[0]
 
+    def tell(self, error: UserError) -> None:
+        """Let the others end too, wherever they wait for this rank, because of an error that this rank will say."""
+        if not self._ending:
+            self._swap((None, str(error), True), PATIENCE)
+            self._ending = True
+
     def stopped(self, number: int, frame: FrameType | None) -> NoReturn:
         """End this process because torchrun asks for it: another rank has died, or a person has stopped the run."""
         if not self._ending:
@@ -105,14 +113,19 @@ class _Group(Ranks):
             result = work()
         except UserError as error:
             message = str(error)
-        found: list[Any] = [None] * self.size
-        mine = (None if keep else result, message)
-        self._call(lambda: self._dist.all_gather_object(found, mine, self._group), timeout)
-        wrong = [message for _, message in found if message is not None]
+        found = self._swap((None if keep else result, message, False), timeout)
+        wrong = [(text, said) for _, text, said in found if text is not None]
         if wrong:
             self._ending = True
-            raise (UserError if self.rank == 0 else SaidElsewhereError)(wrong[0])
-        return [result] if keep else [value for value, _ in found]
+            text, said = wrong[0]
+            raise (UserError if self.rank == 0 and not said else SaidElsewhereError)(text)
+        return [result] if keep else [value for value, _, _ in found]
+
+    def _swap(self, mine: tuple[Any, str | None, bool], timeout: timedelta) -> list[tuple[Any, str | None, bool]]:
+        """Return what every rank has: a value, or its error and whether it says that itself."""
+        found: list[Any] = [None] * self.size
+        self._call(lambda: self._dist.all_gather_object(found, mine, self._group), timeout)
+        return found
 
     def _call(self, communicate: Callable[[], object], timeout: timedelta) -> None:
         """Communicate once all ranks have come here; a rank that has not come in time, or has died, is named."""
@@ -176,8 +189,12 @@ def connected(timeout: float, uses_cuda: bool = False) -> Iterator[Ranks]:
     with contextlib.ExitStack() as stack:
         if ranks.rank:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        yield ranks
-        ranks.gather(None)
+        try:
+            yield ranks
+        except UserError as error:
+            ranks.tell(error)
+            raise
+        ranks.first(lambda: None)
     signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
 

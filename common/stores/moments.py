@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
 from common.foundations.progress import progress_bar
 from common.gradients.gram import add_gram, mirror_lower_triangle
@@ -57,13 +58,16 @@ class Moments:
     """(c, M) float64 rows that were asked for, in that order."""
 
 
-def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = None) -> Moments:
+def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = None, ranks: Ranks = ALONE) -> Moments:
     """Return the moments of a store in one pass; memory M², a chunk, and what is asked for.
+
+    Several ranks read a part of the chunks each, and all of them get the sums: M² + s·M + c·M + 3n numbers on the wire.
 
     Args:
         store: Z (n, M).
         weights: (s, n) weights of sums of rows, or None.
         keep: (c,) int64 rows to keep, repeated or in any order, or None.
+        ranks: who shares the work.
 
     Raises:
         UserError: a number is NaN or infinite, every row is zero, or M x M matrices do not fit into memory.
@@ -75,8 +79,9 @@ def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = N
     keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
     kept = torch.zeros(len(keep), size, dtype=torch.float64)
     rows = _RowCensus(store)
-    with progress_bar("second moment", store.num_rows, "row") as progress:
-        for start, stored in store.raw_chunks():
+    share = ranks.rank, ranks.size
+    with progress_bar("second moment", store.rows_dealt(*share), "row") as progress:
+        for start, stored in store.raw_chunks(*share):
             rows.add(start, stored)
             exact = store.exact(start, stored)
             add_gram(second, exact.T)
@@ -86,6 +91,8 @@ def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = N
             kept[here] = exact[keep[here] - start]
             progress.update(len(exact))
     mirror_lower_triangle(second)
+    ranks.add_up(second, kept, *([] if sums is None else [sums]))
+    rows.add_up(ranks)
     second /= store.num_rows
     report = rows.report()
     if len(report.zero_rows) == store.num_rows:
@@ -164,6 +171,12 @@ class _RowCensus:
         share = self._store.num_rows * stored.shape[1]
         self._mean_square += float((lengths.square() * scale).sum()) / share
         self._absolute += float(torch.as_tensor(scale, dtype=torch.float64).expand(len(stored)).sum()) / share
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have seen."""
+        squares = torch.tensor([self._mean_square, self._absolute], dtype=torch.float64)
+        ranks.add_up(self._lengths, self._hashes, squares)
+        self._mean_square, self._absolute = squares.tolist()
 
     def rounding(self) -> float:
         """Return the mean square rounding error of one number: relative, and absolute among subnormal numbers."""

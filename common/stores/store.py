@@ -103,20 +103,31 @@ class Store:
         """Return the dtype of the stored numbers."""
         return self.tables[0][0].dtype
 
-    def raw_chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first row, (b, M) rows as stored) in order; rows count from 0 among those that are used."""
+    def chunk_starts(self, rank: int = 0, size: int = 1) -> range:
+        """Return the first row of each chunk that is dealt to one of several processes."""
+        height = self.chunk_height
+        return range(rank * height, self.num_rows, size * height)
+
+    def rows_dealt(self, rank: int, size: int) -> int:
+        """Return how many rows the chunks of one of several processes have."""
+        return sum(min(self.chunk_height, self.num_rows - start) for start in self.chunk_starts(rank, size))
+
+    def raw_chunks(self, rank: int = 0, size: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, (b, M) rows as stored) in order; rows count from 0 among those that are used.
+
+        Of several processes each reads the chunks that are dealt to it.
+        """
         rows = self._range
-        height = max(1, CHUNK_BYTES // (8 * self._width * abs(rows.step)))
-        for start in range(0, len(rows), height):
-            part = rows[start : start + height]
+        for start in self.chunk_starts(rank, size):
+            part = rows[start : start + self.chunk_height]
             # a range with a step is read with the rows between, which are cheaper than one seek a row
             block = torch.cat([self._read(table, part[0], part[-1] + 1) for table in self.tables], dim=1)
             used = slice(None) if self.columns is None else slice(self.columns.start, self.columns.stop)
             yield start, block[:: rows.step, used]
 
-    def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first row, (b, M) float64 rows, multiplied by their norms where there are any)."""
-        for start, stored in self.raw_chunks():
+    def chunks(self, rank: int = 0, size: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, (b, M) float64 rows, multiplied by their norms where there are any), as `raw_chunks`."""
+        for start, stored in self.raw_chunks(rank, size):
             yield start, self.exact(start, stored)
 
     def exact(self, start: int, stored: Tensor) -> Tensor:
@@ -162,6 +173,11 @@ class Store:
     @property
     def _range(self) -> range:
         return range(self._height) if self.rows is None else self.rows
+
+    @property
+    def chunk_height(self) -> int:
+        """Return how many rows a chunk has, but for the last one."""
+        return max(1, CHUNK_BYTES // (8 * self._width * abs(self._range.step)))
 
     @property
     def _height(self) -> int:

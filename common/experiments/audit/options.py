@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.experiments import arguments
-from common.experiments.options import Option, RunRequest
+from common.experiments.options import DEFAULT_TIMEOUT, Option, RunRequest
 from common.foundations.errors import UserError
 
 FORMAT_NAMES = ("sketchlab", "npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
@@ -53,6 +53,8 @@ class AuditOptions:
     """Queries behind the tables of errors."""
     seed: int
     """Of the samples of rows and pairs."""
+    timeout: float = DEFAULT_TIMEOUT
+    """Seconds after which a process of torchrun that does not answer counts as dead."""
 
     def ridges(self, mean_eigenvalue: float) -> list[float]:
         """Return λ, ascending: powers of ten, absolute or times the mean eigenvalue."""
@@ -93,6 +95,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     add("--num_test_grads", type=arguments.positive_int, default=500, help="queries behind the tables of errors")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
     add("--seed", type=arguments.seed_int, default=42, help="seed of the samples of rows and pairs")
+    add("--timeout", type=arguments.positive_float, default=DEFAULT_TIMEOUT, help="seconds to wait for another process")
     args = parser.parse_args()
     if args.train is None:
         raise UserError("--train: name the store of projected training gradients, a file or a folder")

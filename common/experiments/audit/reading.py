@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.experiments.audit.options import AuditOptions
+from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
 from common.foundations.seeds import make_generator
 from common.foundations.storage import first_difference
@@ -59,6 +60,24 @@ class Audited:
         return left @ self.basis, right[chosen] @ self.basis
 
 
+@dataclass(frozen=True)
+class Collected:
+    """The sums and rows that a pass over the stores leaves, on every rank."""
+
+    moments: Moments
+    """S, sums of subsets, rows that were kept."""
+    queries: Tensor
+    """(k, M) float64 query rows as stored."""
+    query_rows: Tensor
+    """(k,) int64 training rows that the queries are, or 0 .. k−1."""
+    queries_are_rows: bool
+    """Whether the queries are training rows."""
+    query_report: RowReport
+    """Zero, coarse and repeated rows among the queries."""
+    sample: Tensor
+    """(p, M) float64 random training rows."""
+
+
 def open_stores(options: AuditOptions) -> tuple[Store, Store | None]:
     """Return the stores of training rows and of queries, checked against each other."""
     store = open_store(options.train, options.format, "train")
@@ -83,7 +102,9 @@ def open_stores(options: AuditOptions) -> tuple[Store, Store | None]:
     return store, queries
 
 
-def read(options: AuditOptions, store: Store, queries: Store | None, subsets: Tensor | None) -> Audited:
+def read(
+    options: AuditOptions, store: Store, queries: Store | None, subsets: Tensor | None, ranks: Ranks = ALONE
+) -> Audited:
     """Return everything that later steps need, from one pass over each store.
 
     Args:
@@ -91,14 +112,21 @@ def read(options: AuditOptions, store: Store, queries: Store | None, subsets: Te
         store: training rows.
         queries: query rows, or None.
         subsets: (s, n) masks of the subsets of a ground truth, or None.
+        ranks: who shares the pass over the training rows.
     """
+    return see(options, store, collect_rows(options, store, queries, subsets, ranks))
+
+
+def collect_rows(
+    options: AuditOptions, store: Store, queries: Store | None, subsets: Tensor | None, ranks: Ranks
+) -> Collected:
+    """Return the sums of one pass over each store; arguments as for `read`."""
     generator = make_generator("cpu", options.seed, SAMPLE_STREAM, 1)
     pairs = torch.randint(store.num_rows, (NUM_PAIRS,), generator=generator)
     rows = torch.empty(0, dtype=torch.int64)
     if queries is None:
         rows = torch.randperm(store.num_rows, generator=generator)[: options.num_test_grads].sort().values
-    moments = collect(store, subsets, torch.cat([pairs, rows]))
-    eigenvalues, basis = torch.linalg.eigh(moments.second)
+    moments = collect(store, subsets, torch.cat([pairs, rows]), ranks)
     sample, own = moments.kept.split([NUM_PAIRS, len(rows)])
     if queries is None:
         points, report = own, moments.rows
@@ -108,18 +136,23 @@ def read(options: AuditOptions, store: Store, queries: Store | None, subsets: Te
         rows = torch.arange(len(points))
     if not points.any():
         raise UserError(f"{options.queries or options.train}: every query row is zero: there is nothing to score")
-    law = options.proj_type or store.projection or "normal"
+    return Collected(moments, points, rows, queries is None, report, sample)
+
+
+def see(options: AuditOptions, store: Store, collected: Collected) -> Audited:
+    """Return F as the second moment shows it, with all that was collected."""
+    eigenvalues, basis = torch.linalg.eigh(collected.moments.second)
     return Audited(
         store=store,
-        queries_are_rows=queries is None,
-        proj_type=law,
-        moments=moments,
+        queries_are_rows=collected.queries_are_rows,
+        proj_type=options.proj_type or store.projection or "normal",
+        moments=collected.moments,
         basis=basis.flip(1),
-        spectrum=SketchedSpectrum(eigenvalues, moments.rounding),
-        queries=points,
-        query_rows=rows,
-        query_report=report,
-        sample=sample,
+        spectrum=SketchedSpectrum(eigenvalues, collected.moments.rounding),
+        queries=collected.queries,
+        query_rows=collected.query_rows,
+        query_report=collected.query_report,
+        sample=collected.sample,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from common.experiments.audit.scores import Scorer, stream
+from common.foundations.distributed import ALONE, Ranks
 from common.foundations.storage import make_folder, write_json, writing_to
 from common.foundations.tensor_files import fingerprint
 from common.stores.store import Store
@@ -18,34 +19,55 @@ NAMES = ("scores.npy", "standard_errors.npy")
 PROGRESS = "unfinished.json"
 
 
-def write_scores(folder: Path, scorer: Scorer, store: Store) -> None:
+def write_scores(folder: Path, scorer: Scorer, store: Store, ranks: Ranks = ALONE) -> None:
     """Write `scores.npy` and `standard_errors.npy`, (k, n) float32 each, into `folder`.
 
     Until both are whole they are called `.unfinished` and `unfinished.json` says how far they are: the same audit goes
-    on from there.
+    on from there. Several ranks write the columns of their chunks into the same files.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    make_folder(folder)
     shape = (len(scorer.queries), store.num_rows)
     identity = {"ridge": scorer.ridge, "shape": list(shape), "made_of": fingerprint(scorer.inverse, scorer.queries)}
+    offsets, done = ranks.first(lambda: _begin(folder, identity, shape))
+    paths = [folder / f"{name}.unfinished" for name in NAMES]
+    with writing_to(folder):
+        chunks = stream(scorer, store, done, ranks)
+        # every rank has a chunk in every round but the last ones, so that what is done are the first rows
+        for first in store.chunk_starts(0, ranks.size):
+            if first + (ranks.size - 1) * store.chunk_height < done:
+                continue
+            found = next((chunk for chunk in chunks), None)
+            if found is not None:
+                start, *blocks = found
+                for path, offset, block in zip(paths, offsets, blocks, strict=True):
+                    _write_columns(path, offset, shape, start, block)
+            ranks.gather(None)
+            rows = min(first + ranks.size * store.chunk_height, store.num_rows)
+            if ranks.rank == 0:
+                write_json(folder / PROGRESS, identity | {"rows": rows, "offsets": offsets})
+        ranks.first(lambda: _finish(folder, paths))
+
+
+def _begin(folder: Path, identity: dict, shape: tuple[int, int]) -> tuple[list[int], int]:
+    """Return where the numbers begin in each file, and how many training rows are there."""
+    make_folder(folder)
     paths = [folder / f"{name}.unfinished" for name in NAMES]
     done = _rows_done(folder, identity) if all(path.exists() for path in paths) else 0
     if done:
-        print(f"{folder}: continuing after {done} of {store.num_rows} training rows")
+        print(f"{folder}: continuing after {done} of {shape[1]} training rows")
     with writing_to(folder):
         if not done:
             offsets = [_create(path, shape) for path in paths]
             write_json(folder / PROGRESS, identity | {"rows": 0, "offsets": offsets})
-        offsets = json.loads((folder / PROGRESS).read_text())["offsets"]
-        for start, *blocks in stream(scorer, store, done):
-            for path, offset, block in zip(paths, offsets, blocks, strict=True):
-                _write_columns(path, offset, shape, start, block)
-            write_json(folder / PROGRESS, identity | {"rows": start + blocks[0].shape[1], "offsets": offsets})
-        for path, name in zip(paths, NAMES, strict=True):
-            os.replace(path, folder / name)
-        (folder / PROGRESS).unlink()
+        return json.loads((folder / PROGRESS).read_text())["offsets"], done
+
+
+def _finish(folder: Path, paths: list[Path]) -> None:
+    for path, name in zip(paths, NAMES, strict=True):
+        os.replace(path, folder / name)
+    (folder / PROGRESS).unlink()
 
 
 def _rows_done(folder: Path, identity: dict) -> int:

@@ -22,6 +22,7 @@ from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
 from common.experiments.audit.reading import Audited
+from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
 from common.foundations.progress import progress_bar
 from common.stores.store import Store
@@ -72,29 +73,49 @@ def make_scorer(audited: Audited, ridge: float) -> Scorer:
     return Scorer(ridge, solve.item(), inverse, w.square().sum().item(), audited.queries)
 
 
-def stream(scorer: Scorer, store: Store, first: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (first row, (k, b) scores, (k, b) standard errors) over the chunks of a store from row `first` on."""
-    with progress_bar("scores", store.num_rows, "row") as progress:
-        for start, rows in store.chunks():
+def share(scorer: Scorer | None, queries: Tensor, ranks: Ranks) -> Scorer:
+    """Return the scorer of rank 0 on every rank; others give None, and the (k, M) queries that all of them know."""
+    ridge, solve, noise = ranks.first(lambda: (scorer.ridge, scorer.solve, scorer.noise) if scorer else (0.0, 0.0, 0.0))
+    size = queries.shape[1]
+    inverse = scorer.inverse if scorer is not None else torch.zeros(size, size, dtype=torch.float64)
+    ranks.add_up(inverse)
+    return Scorer(ridge, solve, inverse, noise, queries)
+
+
+def stream(scorer: Scorer, store: Store, first: int = 0, ranks: Ranks = ALONE) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (first row, (k, b) scores, (k, b) standard errors) over the chunks of a store from row `first` on.
+
+    Of several ranks, each has its part of the chunks.
+    """
+    with progress_bar("scores", store.rows_dealt(ranks.rank, ranks.size), "row") as progress:
+        for start, rows in store.chunks(ranks.rank, ranks.size):
             if start >= first:
                 yield start, *scorer.scores(rows)
             progress.update(len(rows))
 
 
-def top_scores(scorer: Scorer, audited: Audited, top_k: int) -> pd.DataFrame:
-    """Return for every query the `top_k` largest and the `top_k` smallest scores, and which are significant.
-
-    Significant means that Holm's procedure rejects "the score is 0" at 5 % for this query, over all n training rows.
-    """
-    store = audited.store
+def best_scores(scorer: Scorer, store: Store, top_k: int, ranks: Ranks = ALONE) -> tuple[_Best, _Best, _Best]:
+    """Return the largest, smallest and sharpest scores of every query, of the rows of all ranks."""
     highest, lowest, sharpest = (_Best(len(scorer.queries), size) for size in (top_k, top_k, MOST_SIGNIFICANT))
-    for start, scores, errors in stream(scorer, store):
+    for start, scores, errors in stream(scorer, store, ranks=ranks):
         # a zero row has score 0 and no error: it says nothing
         z = torch.where(errors > 0, scores / errors, 0)
         values = torch.stack([scores, errors, z])
         highest.add(start, scores, values)
         lowest.add(start, -scores, values)
         sharpest.add(start, z.abs(), values)
+    for best in (highest, lowest, sharpest):
+        best.merge(ranks)
+    return highest, lowest, sharpest
+
+
+def top_scores(scorer: Scorer, audited: Audited, top_k: int, ranks: Ranks = ALONE) -> pd.DataFrame:
+    """Return for every query the `top_k` largest and the `top_k` smallest scores, and which are significant.
+
+    Significant means that Holm's procedure rejects "the score is 0" at 5 % for this query, over all n training rows.
+    """
+    store = audited.store
+    highest, lowest, sharpest = best_scores(scorer, store, top_k, ranks)
     tables = []
     with _cheap_collections():
         for query, row in enumerate(audited.query_rows.tolist()):
@@ -127,9 +148,18 @@ class _Best:
     def add(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Take in (k, b) keys and the (3, k, b) score, standard error and z that go with them."""
         few = keys.topk(min(self._size, keys.shape[1]), dim=1)
-        keys = torch.cat([self._keys, few.values], 1)
-        rows = torch.cat([self._rows, few.indices + start], 1)
-        values = torch.cat([self._values, values.gather(2, few.indices.expand(3, -1, -1))], 2)
+        self._keep(few.values, few.indices + start, values.gather(2, few.indices.expand(3, -1, -1)))
+
+    def merge(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have kept."""
+        for rank, kept in enumerate(ranks.gather((self._keys, self._rows, self._values))):
+            if rank != ranks.rank:
+                self._keep(*kept)
+
+    def _keep(self, keys: Tensor, rows: Tensor, values: Tensor) -> None:
+        keys = torch.cat([self._keys, keys], 1)
+        rows = torch.cat([self._rows, rows], 1)
+        values = torch.cat([self._values, values], 2)
         self._keys, order = keys.topk(min(self._size, keys.shape[1]), dim=1)
         self._rows = rows.gather(1, order)
         self._values = values.gather(2, order.expand(3, -1, -1))

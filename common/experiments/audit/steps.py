@@ -13,22 +13,19 @@ from common.experiments.audit.score_files import write_scores
 from common.experiments.audit.truth import AuditTruth, read_truth
 from common.experiments.run import Run
 from common.experiments.selection import recommendation
+from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError
 from common.foundations.tensor_files import fingerprint
-from common.stores.store import dtype_name
+from common.stores.store import Store, dtype_name
 
 
-def read_stores(options: AuditOptions, run: Run) -> tuple[Audited, AuditTruth | None]:
+def read_stores(options: AuditOptions, run: Run, ranks: Ranks) -> tuple[Audited, AuditTruth | None]:
     """Return what one pass over the stores leaves, and the ground truth if there is one."""
-    store, queries = reading.open_stores(options)
+    store, queries, truth = _open(options)
     law = options.proj_type or store.projection or "normal"
     print(f"{store.format}: {store.num_rows} x {store.num_columns} {dtype_name(store.dtype)}, projection {law}")
-    truth = None
-    if options.ground_truth and queries is not None:
-        lds.num_val_queries(queries.num_rows, options.val_ratio)
-        truth = read_truth(options.ground_truth, store.num_rows, queries.num_rows)
     with run.phase("reading"):
-        audited = reading.read(options, store, queries, None if truth is None else truth.masks)
+        audited = reading.read(options, store, queries, None if truth is None else truth.masks, ranks)
     losses = [] if truth is None else [truth.losses]
     run.record(
         data_fingerprint=fingerprint(audited.moments.second, audited.queries, *losses),
@@ -45,6 +42,25 @@ def read_stores(options: AuditOptions, run: Run) -> tuple[Audited, AuditTruth | 
     )
     run.announce_replacement()
     return audited, truth
+
+
+def assist(options: AuditOptions, ranks: Ranks) -> None:
+    """Do the part of a rank other than 0: rows for the sums of `read_stores`, and their scores for `score`."""
+    store, queries, truth = _open(options)
+    collected = reading.collect_rows(options, store, queries, None if truth is None else truth.masks, ranks)
+    scorer = scores.share(None, collected.queries, ranks)
+    scores.best_scores(scorer, store, options.top_k, ranks)
+    if options.write_scores is not None:
+        write_scores(options.write_scores, scorer, store, ranks)
+
+
+def _open(options: AuditOptions) -> tuple[Store, Store | None, AuditTruth | None]:
+    store, queries = reading.open_stores(options)
+    truth = None
+    if options.ground_truth and queries is not None:
+        lds.num_val_queries(queries.num_rows, options.val_ratio)
+        truth = read_truth(options.ground_truth, store.num_rows, queries.num_rows)
+    return store, queries, truth
 
 
 def ridges_of(options: AuditOptions, audited: Audited) -> list[float]:
@@ -85,15 +101,17 @@ def choose_ridge(options: AuditOptions, summary: pd.DataFrame, lds_table: pd.Dat
     return tables.choose_ridge(summary, options.target_eps) if best is None else (best, "the best validation LDS at M")
 
 
-def score(options: AuditOptions, run: Run, audited: Audited, ridge: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def score(
+    options: AuditOptions, run: Run, audited: Audited, ridge: float, ranks: Ranks
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first two."""
     with run.phase("scores"):
-        scorer = scores.make_scorer(audited, ridge)
-        top = scores.top_scores(scorer, audited, options.top_k)
+        scorer = scores.share(scores.make_scorer(audited, ridge), audited.queries, ranks)
+        top = scores.top_scores(scorer, audited, options.top_k, ranks)
         run.write_table("top_scores.csv", top)
     if options.write_scores is not None:
         with run.phase("writing scores"):
-            write_scores(options.write_scores, scorer, audited.store)
+            write_scores(options.write_scores, scorer, audited.store, ranks)
     mean = audited.spectrum.eigenvalues.mean().item()
     elsewhere = units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean)
     run.write_table("lambda_units.csv", elsewhere)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.experiments import arguments
-from common.experiments.options import WorkloadChoice
+from common.experiments.options import DEFAULT_TIMEOUT, WorkloadChoice
 from common.foundations.errors import UserError
 
 KINDS = arguments.PROJECTIONS
 DTYPES = ("float32", "float16", "bfloat16")
-DEFAULT_TIMEOUT = 3600.0
 
 
 @dataclass(frozen=True)
