@@ -10,22 +10,35 @@ from __future__ import annotations
 from common.experiments import arguments, ground_truth_arguments, script
 from common.experiments.options import RunRequest, SelectionOptions
 from common.experiments.run import Run
+from common.foundations.distributed import Ranks, connected
 
 
-def parse_arguments() -> tuple[SelectionOptions, RunRequest]:
-    """Return the checked options, and what the run folder is named after."""
+def parse_arguments() -> tuple[SelectionOptions, RunRequest, float]:
+    """Return the checked options, what the run folder is named after, and the patience with other processes."""
     parser = arguments.make_parser(__doc__, min_m=32)
     ground_truth_arguments.add_ground_truth_options(parser)
+    arguments.add_timeout(parser)
     args = arguments.parse(parser)
     options = ground_truth_arguments.selection_options(args, arguments.shared_options(args, query_kind="test"))
-    return options, arguments.run_request("hyperparam_selection", args, parser)
+    return options, arguments.run_request("hyperparam_selection", args, parser), args.timeout
 
 
 def main() -> None:
     """Run the experiment."""
-    options, request = parse_arguments()
-    with Run(request) as run:
-        experiment(options, run)
+    options, request, timeout = parse_arguments()
+    with connected(timeout, uses_cuda=options.shared.gradients.device != "cpu") as ranks:
+        if ranks.size > 1:
+            retrain(options, ranks)
+        if ranks.rank == 0:
+            with Run(request) as run:
+                experiment(options, run)
+
+
+def retrain(options: SelectionOptions, ranks: Ranks) -> None:
+    """Make the ground truth with all ranks; the first one does the rest alone."""
+    from common.experiments import lds_steps
+
+    lds_steps.make_ground_truth(options, ranks)
 
 
 def experiment(options: SelectionOptions, run: Run) -> None:

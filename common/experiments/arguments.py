@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.experiments.options import (
+    DEFAULT_TIMEOUT,
     GradientOptions,
     Grid,
     Option,
@@ -111,6 +112,12 @@ def make_workload_parser(description: str) -> OneLineParser:
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_workload_options(parser)
     return parser
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add --timeout, for scripts that torchrun can start."""
+    help_ = "seconds to wait for another process of torchrun"
+    parser.add_argument("--timeout", type=positive_float, default=DEFAULT_TIMEOUT, help=help_)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from contextlib import nullcontext
 
 import pandas as pd
 
 from common.experiments import lds_advice, lds_sweep, ridge_path
 from common.experiments.cells import Cells
+from common.experiments.device import choose_device
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions, SketchOptions
-from common.experiments.preparation import Prepared, make_sketcher
+from common.experiments.preparation import Prepared, load_model, make_sketcher
 from common.experiments.reference_loss import reference_loss
 from common.experiments.ridge_path import JointChoice, RidgeOfDimension
 from common.experiments.ridges import describe_miss
 from common.experiments.run import Run, bad_values
 from common.experiments.selection import Selection, recommendation
 from common.experiments.units import UnitLog, measure_missing
+from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError
 from common.workloads.benchmark import load_ground_truth
 
@@ -42,6 +45,14 @@ def make_task(options: SelectionOptions, run: Run, prepared: Prepared) -> LdsTas
     law = prepared.sjlt_columns, shared.sketches.has_law
     cells = Cells(prepared.spectrum, prepared.ms, prepared.ridges, d_lambda, correction, *law)
     return lds_sweep.make_task(prepared.geometry, truth, prepared.query_samples, cells, num_val, shared.queries.seed)
+
+
+def make_ground_truth(options: SelectionOptions, ranks: Ranks) -> None:
+    """Make what attribution has to predict before anything else, its groups of subset models shared among the ranks."""
+    choice = options.shared.workload
+    device = choose_device(options.shared.gradients.device)
+    workload, _ = ranks.first_alone(lambda: load_model(choice, device, lambda name: nullcontext(), options.num_subsets))
+    load_ground_truth(workload, choice.benchmark_dir, options.num_subsets, device, ranks=ranks)
 
 
 def exact_table(prepared: Prepared, task: LdsTask) -> pd.DataFrame:

@@ -16,27 +16,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
-import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.foundations import storage, tensor_files
+from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
-from common.foundations.seeds import derive_seed, isolated_rng
+from common.foundations.seeds import isolated_rng
 from common.workloads import training
 from common.workloads.records import GroundTruth, Workload
 from common.workloads.running import run_model
-
-SEED = 0
-"""The benchmark's own seed, independent of the experiments' --seed: one ground truth serves all of them."""
-GROUP_SIZE = 10
-"""Models trained together. Fixed, because rounding and dropout depend on it: a group is made whole or not at all."""
-_SUBSET, _SUBSET_MODEL = 1, 2
+from common.workloads.subset_models import GROUP_SIZE, SEED, group_manifest, group_record, make_groups, random_half
 
 
 @dataclass(frozen=True)
@@ -93,13 +87,15 @@ def load_ground_truth(
     device: torch.device | str,
     *,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> GroundTruth:
     """Return the test losses of models trained on random halves of the training set; made and kept on the first use.
 
     Subset s and its model depend on nothing but the workload and s, so 50 subsets are the first 50 of 100. Small
     models are trained in groups of GROUP_SIZE, larger ones one by one; interrupted at any moment and called again, the
     work goes on after the last finished group, with the numbers of an uninterrupted run. A ground truth that the
-    workload brings along is returned as it is, cut to its first subsets.
+    workload brings along is returned as it is, cut to its first subsets. Several ranks share the groups; all return the
+    same losses.
 
     Raises:
         UserError: fewer than two training samples, no subset, diverging training, a folder that cannot be written, or
@@ -118,11 +114,13 @@ def load_ground_truth(
     made_by = {**describe(workload), "group_size": group_size}
     folder = workload_folder(workload, benchmark_dir)
     groups = [range(start, start + group_size) for start in range(0, num_subsets, group_size)]
-    if not _is_complete(folder, made_by, groups):
-        with storage.exclusive_lock(_root(folder)):
-            _discard_if_stale(folder, made_by)
-            _make_groups(workload, folder, groups, device, progress)
-            _write_lds(workload, folder, made_by)
+    if not ranks.first(lambda: _is_complete(folder, made_by, groups)):
+        with ExitStack() as stack:
+            # the others write while rank 0 holds the folder for them
+            ranks.first(lambda: stack.enter_context(storage.exclusive_lock(_root(folder))))
+            ranks.first(lambda: _discard_if_stale(folder, made_by))
+            make_groups(workload, folder, groups, device, progress, ranks)
+            ranks.first(lambda: _write_lds(workload, folder, made_by))
     values = tensor_files.read_tensors(folder / "lds" / "target_values_lds.pt")
     indices = tensor_files.read_tensors(folder / "lds" / "indices_lds.pt")
     return GroundTruth(indices[:num_subsets], workload.target_sign * values[:num_subsets])
@@ -147,12 +145,6 @@ def subset_indices(workload: Workload, num_subsets: int) -> Tensor:
     if workload.ground_truth is not None:
         return workload.ground_truth.subset_indices[:num_subsets]
     return torch.stack([random_half(len(workload.train), s) for s in range(num_subsets)])
-
-
-def random_half(num_train: int, s: int) -> Tensor:
-    """Return the (num_train // 2,) int64 training samples of subset s, ascending, drawn without replacement."""
-    generator = torch.Generator().manual_seed(derive_seed(SEED, s, _SUBSET))
-    return torch.randperm(num_train, generator=generator)[: num_train // 2].sort().values
 
 
 def workload_folder(workload: Workload, benchmark_dir: Path) -> Path:
@@ -206,7 +198,7 @@ def _evaluate(workload: Workload, model: nn.Module, device: torch.device | str) 
 def _is_complete(folder: Path, made_by: dict, groups: list[range]) -> bool:
     return (
         storage.mismatch(folder / "models_half" / "manifest.json", made_by) is None
-        and all(storage.mismatch(_group_manifest(folder, group), _group_record(group)) is None for group in groups)
+        and all(storage.mismatch(group_manifest(folder, group), group_record(group)) is None for group in groups)
         and storage.mismatch(folder / "lds" / "manifest.json", made_by) is None
         and len(tensor_files.read_tensors(folder / "lds" / "indices_lds.pt")) > groups[-1][-1]
     )
@@ -224,58 +216,11 @@ def _discard_if_stale(folder: Path, made_by: dict) -> None:
     storage.seal(manifest, made_by, [])
 
 
-def _make_groups(
-    workload: Workload, folder: Path, groups: list[range], device: torch.device | str, progress: bool
-) -> None:
-    missing = [group for group in groups if not storage.reusable(_group_manifest(folder, group), _group_record(group))]
-    total = sum(len(group) for group in missing)
-    bar = tqdm(
-        total=total,
-        desc=f"ground truth of {workload.name}",
-        unit="model",
-        file=sys.stderr,
-        disable=None if progress else True,
-    )
-    with bar:
-        for number, group in enumerate(missing):
-            start = time.monotonic()
-            _make_group(workload, folder, group, device, progress)
-            bar.update(len(group))
-            if number == 0 and len(group) == 1 and progress:
-                seconds = time.monotonic() - start
-                expected = f"{total * seconds / 60:.1f} min expected for all {total}"
-                tqdm.write(f"ground truth: one model took {seconds:.1f} s, {expected}", file=sys.stderr)
-
-
-def _make_group(workload: Workload, folder: Path, group: range, device: torch.device | str, progress: bool) -> None:
-    """Train the subset models of one group and store weights and test losses; its manifest comes last."""
-    subsets = torch.stack([random_half(len(workload.train), s) for s in group])
-    seeds = [derive_seed(SEED, s, _SUBSET_MODEL) for s in group]
-    if len(group) == 1:
-        trained = training.train_model(workload, subsets[0], seeds[0], device, progress=progress)
-        states = [{name: value.cpu() for name, value in trained.state_dict().items()}]
-    else:
-        states = training.train_together(workload, subsets, seeds, device, progress=progress)
-    manifest = _group_manifest(folder, group)
-    storage.unseal(manifest)
-    model = training.fresh_model(workload, SEED)
-    files = []
-    for s, state in zip(group, states, strict=True):
-        model.load_state_dict(state)
-        losses = training.evaluate_losses(workload, model, workload.test, device)
-        weights_path = folder / "models_half" / str(s) / "model_weights_0.pt"
-        losses_path = weights_path.with_name("test_losses.pt")
-        tensor_files.write_tensors(weights_path, state)
-        tensor_files.write_tensors(losses_path, losses)
-        files += [weights_path, losses_path]
-    storage.seal(manifest, _group_record(group), files, notes={"trained_on": str(device)})
-
-
 def _write_lds(workload: Workload, folder: Path, made_by: dict) -> None:
     """Write dattri's two LDS files for all subset models from 0 up to the first one that is missing or damaged."""
     losses = []
     group = range(made_by["group_size"])
-    while storage.mismatch(_group_manifest(folder, group), _group_record(group)) is None:
+    while storage.mismatch(group_manifest(folder, group), group_record(group)) is None:
         losses += [tensor_files.read_tensors(folder / "models_half" / str(s) / "test_losses.pt") for s in group]
         group = range(group.stop, group.stop + len(group))
     indices = torch.stack([random_half(len(workload.train), s) for s in range(len(losses))])
@@ -285,14 +230,6 @@ def _write_lds(workload: Workload, folder: Path, made_by: dict) -> None:
     tensor_files.write_tensors(paths[0], indices)
     tensor_files.write_tensors(paths[1], workload.target_sign * torch.stack(losses))
     storage.seal(manifest, made_by, paths)
-
-
-def _group_manifest(folder: Path, group: range) -> Path:
-    return folder / "models_half" / f"group_{group.start}.json"
-
-
-def _group_record(group: range) -> dict:
-    return {"first_model": group.start, "num_models": len(group)}
 
 
 def _root(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed
-from common.workloads import benchmark, models, training
+from common.workloads import models, subset_models, training
 from common.workloads.benchmark import GROUP_SIZE, load_ground_truth, load_trained_model, random_half, workload_folder
 from common.workloads.records import TrainingRecipe
 from tests.locks import no_locks_below
@@ -181,7 +181,7 @@ def test_ground_truth_is_the_test_losses_of_models_trained_on_the_subsets(tmp_pa
     assert truth.losses.dtype == torch.float32
     for s in (0, 9, 11):
         assert torch.equal(truth.subset_indices[s], random_half(60, s))
-        seed = derive_seed(benchmark.SEED, s, benchmark._SUBSET_MODEL)
+        seed = derive_seed(subset_models.SEED, s, subset_models.SUBSET_MODEL)
         model = training.train_model(workload, truth.subset_indices[s], seed, "cpu")
         alone = training.evaluate_losses(workload, model, workload.test, "cpu")
         torch.testing.assert_close(truth.losses[s], alone, rtol=1e-4, atol=1e-5)

@@ -95,7 +95,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     add("--num_test_grads", type=arguments.positive_int, default=500, help="queries behind the tables of errors")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
     add("--seed", type=arguments.seed_int, default=42, help="seed of the samples of rows and pairs")
-    add("--timeout", type=arguments.positive_float, default=DEFAULT_TIMEOUT, help="seconds to wait for another process")
+    arguments.add_timeout(parser)
     args = parser.parse_args()
     if args.train is None:
         raise UserError("--train: name the store of projected training gradients, a file or a folder")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.experiments import arguments
-from common.experiments.options import DEFAULT_TIMEOUT, WorkloadChoice
+from common.experiments.options import WorkloadChoice
 from common.foundations.errors import UserError
 
 KINDS = arguments.PROJECTIONS
@@ -72,7 +72,7 @@ def parse(description: str) -> ProjectOptions:
         "--scale", choices=("unit", "none"), default=None, help="unit rows or not; default: unit for float16, else none"
     )
     add("--limit", type=arguments.positive_int, default=None, help="trial run on so many samples, which writes nothing")
-    add("--timeout", type=arguments.positive_float, default=DEFAULT_TIMEOUT, help="seconds to wait for another process")
+    arguments.add_timeout(parser)
     args = parser.parse_args()
     arguments.check_model_options(args)
     if args.store is None and args.limit is None:
