@@ -17,6 +17,7 @@ import pytest
 from common.experiments import script
 from tests.documents import PAGES, commands, read
 from tests.tiny import write_tiny
+from tests.torchrun import launcher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,14 +32,6 @@ targets = inputs[:, :4].argmax(1)
 train, test = Examples(inputs[:5500], targets[:5500]), Examples(inputs[5500:], targets[5500:])
 recipe = TrainingRecipe(epochs=1, learning_rate=0.1)
 """
-
-
-def launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    # what follows -- is the script's, also where torchrun has an option that begins like --m
-    options = ["--standalone", "--nproc-per-node", str(processes), "--"]
-    return [sys.executable, "-m", "torch.distributed.run", *options]
 
 
 def words(folder: Path, store: Path, *more: str) -> list[str]:
