@@ -409,6 +409,7 @@ def test_scores_of_pairs_have_tables_slopes_and_a_folder_of_their_own(command, c
     advice = command.table("recommendation")
     assert (advice["zero_eps_95"] > 0).all()
     assert advice.loc[advice["zero_eps_95"] <= 0.1, "m"].isna().all()
+    assert (advice["m"].dropna() >= advice["d_lambda"][advice["m"].notna()]).all()
 
 
 @pytest.fixture

@@ -115,7 +115,10 @@ def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFram
         }
     )
     if "eps_95" in table:
-        reached = table[table["eps_95"] <= target_eps].groupby("lambda")["m"].min()
+        reached = table[table["eps_95"] <= target_eps]
+        if "zero_eps_95" in advice:  # of pairs: see recommend_for_pairs
+            reached = reached[reached["m"] >= reached["d_lambda"]]
+        reached = reached.groupby("lambda")["m"].min()
         lines.insert(2, "m (measured, of the grid)", lines["lambda"].map(reached).astype("Int64"))
     if "zero_eps_95" in advice:
         lines.loc[advice["zero_eps_95"] <= target_eps, lines.columns.str.startswith("m (measured")] = pd.NA

@@ -155,7 +155,7 @@ class CrossStudy:
         return cross_sweep.predict(self.task)
 
     def recommend(self, target: float, num_parameters: int) -> pd.DataFrame:
-        """Return one row a λ: the smallest m < d whose predicted ε_95 is at most `target`, over 2,000 pairs.
+        """Return one row a λ: the smallest m >= d_λ, < d whose predicted ε_95 is at most `target`, over 2,000 pairs.
 
         Beside it stands the ε_95 of scores that are all 0. Where that reaches the target, no m is recommended: most
         pairs have nearly no score, and the target does not tell a sketch from none.

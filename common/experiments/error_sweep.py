@@ -151,13 +151,16 @@ def recommend(cells: Cells, queries: Tensor, target: float, num_parameters: int)
 
 
 def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float, num_parameters: int) -> pd.DataFrame:
-    """Return `recommend` for the normalised error of cross scores over (p, r) pairs, one row a pair."""
-    smallest = []
+    """Return `recommend` for the normalised error of cross scores over (p, r) pairs, one row a pair.
+
+    Only m >= d_λ are recommended: below, a sketch finds nearly no score, which is a small error where pairs have none.
+    """
+    smallest, d_lambda = [], torch.tensor(cells.effective_dimensions, dtype=torch.float64)
     for corrected in (False, True):
 
         def error(m: Tensor, ridge: Tensor, corrected: bool = corrected) -> Tensor:
             law = predict_cross_error_at(cells.spectrum, left, right, m, ridge, corrected, cells.sjlt_columns)
-            return law.eps_95
+            return torch.where(m >= d_lambda, law.eps_95, torch.inf)
 
         smallest.append(smallest_dimensions_of(error, cells.ridges, target, num_parameters - 1))
     return _recommendation(cells, target, *smallest)

@@ -15,6 +15,7 @@ from common.experiments.error_sweep import (
     predict,
     prediction_gaps,
     recommend,
+    recommend_for_pairs,
     summarise,
     trial_table,
 )
@@ -23,6 +24,7 @@ from common.experiments.units import UnitLog
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
+from common.theory.cross_influence import predict_cross_error
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.geometries import geometry_from
@@ -338,3 +340,18 @@ def test_a_target_out_of_reach_is_missing():
     below = recommend(make_cells(geometry, [4]), geometry.queries, 0.3, int(reached.max()))["m"]
     assert (below.isna() == (reached >= reached.max())).all()
     assert recommend(make_cells(geometry, [4]), geometry.queries, 1e-5, BEYOND)["m"].isna().all()
+
+
+def test_no_size_below_the_effective_dimension_is_recommended_for_pairs():
+    """Pairs of different gradients have small scores, so that even a sketch of one row has a small error."""
+    _, _, geometry = toy(num_queries=N_TRAIN)
+    cells = make_cells(geometry, [4], ridges=[1e-3, 1e-1])
+    left, right = geometry.queries[:-1], geometry.queries[1:]
+    target = 0.15
+    advice = recommend_for_pairs(cells, left, right, target, BEYOND)
+    for ridge, d_lambda, m in zip(cells.ridges, cells.effective_dimensions, advice["m"], strict=True):
+        smallest = math.ceil(d_lambda)
+        errors = predict_cross_error(cells.spectrum, left, right, [smallest, int(m)], [ridge]).eps_95.flatten()
+        assert m >= d_lambda
+        assert errors[1] <= target
+        assert m == smallest or errors[0] > target
