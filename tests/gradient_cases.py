@@ -31,7 +31,25 @@ class Scaled(nn.Module):
 
 
 class Selected(Scaled):
-    """Picks values by their sign, which torch.func.vmap cannot follow: one sample at a time."""
+    """Picks values by their sign, which torch.func.vmap cannot run: layers are followed on single samples."""
+
+    def forward(self, x):
+        x = x.clone()
+        x[x > 0] += 1
+        return super().forward(x)
+
+
+class Concealed(Scaled):
+    """Uses a parameter where nobody can see it: one sample at a time."""
+
+    def forward(self, x):
+        with torch._C.DisableTorchFunction():
+            scale = self.scale.clone()
+        return self.dropout(self.out(torch.tanh(x * scale))) * self.frozen
+
+
+class SelectedAndConcealed(Concealed):
+    """Both: a single pass a sample follows layers and differentiates the parameter that is not seen."""
 
     def forward(self, x):
         x = x.clone()
@@ -43,7 +61,9 @@ MODELS = {
     "layers": dropout_perceptron,
     "batch_norm": batch_norm_perceptron,
     "scaled": Scaled,
-    "one_at_a_time": Selected,
+    "single_samples": Selected,
+    "one_at_a_time": Concealed,
+    "single_samples_and_one_at_a_time": SelectedAndConcealed,
 }
 
 

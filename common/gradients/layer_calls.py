@@ -1,4 +1,4 @@
-"""Recognise, while a model runs on one sample under torch.func.vmap, every call that uses its trainable parameters.
+"""Recognise, while a model runs on one sample (as a rule under torch.func.vmap), every call that uses its parameters.
 
 Calls are intercepted where they use a parameter (`torch.nn.functional.linear` and the like), not at modules, so that
 parameters which a module hands to a function, shares or reuses are seen too. The derivative of the loss by each call's
@@ -23,7 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from common.gradients.attention import attention_of_all
 from common.gradients.layer_readers import READERS, Reading
 from common.gradients.recurrent import STEP_BY_STEP, is_packed
-from common.gradients.sample_level import Output, SampleLevel, depends_on_sample, is_differentiable
+from common.gradients.sample_level import Output, SampleLevel, is_differentiable
 
 _NUMBERS = {
     torch.Tensor.__bool__,
@@ -112,7 +112,7 @@ class CallRecorder(TorchFunctionMode):
         parameters: those to look for.
         substitutes: parameter name -> tensor of one sample to use in its place; these parameters are not looked for.
         wanted: names of the parameters whose calls are listed.
-        batch: number of samples, B.
+        level: the samples that are run, B of them.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class CallRecorder(TorchFunctionMode):
         parameters: dict[str, nn.Parameter],
         substitutes: dict[str, Tensor],
         wanted: Collection[str],
-        batch: int,
+        level: SampleLevel,
     ):
         super().__init__()
         self.calls: list[LayerCall] = []
         self.unknown: dict[str, str] = {}
-        self._wanted, self._level = wanted, SampleLevel(batch)
+        self._wanted, self._level = wanted, level
         self._substitutes = {id(parameters[name]): tensor for name, tensor in substitutes.items()}
         self._known = {
             id(p): Source(name, p, frozenset([name])) for name, p in parameters.items() if name not in substitutes
@@ -133,7 +133,7 @@ class CallRecorder(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _NUMBERS and depends_on_sample(args[0]) and self._level.is_current():
+        if func in _NUMBERS and self._level.depends(args[0]) and self._level.is_current():
             return func(self._agreed(args[0]), *args[1:], **kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
@@ -143,7 +143,7 @@ class CallRecorder(TorchFunctionMode):
             with self:
                 return STEP_BY_STEP[func](*args, **kwargs)
         if not _mentions(self._known, (args, kwargs)):
-            if func is F.scaled_dot_product_attention and self._level.is_current() and not _drops(args, kwargs):
+            if func is F.scaled_dot_product_attention and self._joins_attention(args, kwargs):
                 return attention_of_all(self._level, *args, **kwargs)
             return func(*args, **kwargs)
         if _is_composite(func):
@@ -151,6 +151,11 @@ class CallRecorder(TorchFunctionMode):
                 return _opened(func)(*args, **kwargs)
         output = func(*args, **kwargs)
         return self._recorded(func, args, kwargs, output)
+
+    def _joins_attention(self, args: tuple, kwargs: dict) -> bool:
+        """Return whether attention of all samples is one call: in eval mode, nothing is dropped at random."""
+        drops = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+        return self._level.batch > 1 and self._level.is_current() and not drops
 
     def _agreed(self, tensor: Tensor) -> Tensor:
         values = self._level.of_all(tensor).detach().reshape(self._level.batch, -1)
@@ -165,7 +170,7 @@ class CallRecorder(TorchFunctionMode):
     def _recorded(self, func, args, kwargs, output):
         leaves, spec = tree_flatten((args, kwargs))
         sources = {i: self._known[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in self._known}
-        data = [i for i, leaf in enumerate(leaves) if depends_on_sample(leaf)]
+        data = [i for i, leaf in enumerate(leaves) if i not in sources and self._level.depends(leaf)]
         changes_first = _works_in_place(func, kwargs)
         results = [args[0]] if changes_first else [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         results = [result for result in results if is_differentiable(result)]
@@ -210,7 +215,7 @@ class CallRecorder(TorchFunctionMode):
         # a table may be looked up in the same place by every sample, and a first state be the same for all
         if reading.kind != "linear" and any(source.transposed or source.first_row for source in sources.values()):
             return None
-        return reading if reading.kind in ("lookup", "linear") or depends_on_sample(reading.input) else None
+        return reading if reading.kind in ("lookup", "linear") or self._level.depends(reading.input) else None
 
     def _follow(self, func, args, leaves, sources: dict[int, Source], results: list[Tensor]) -> None:
         """Remember what is computed from parameters alone."""
@@ -259,11 +264,6 @@ def _mentions(known: Mapping[int, object], values: Iterable[Any]) -> bool:
         ):
             return True
     return False
-
-
-def _drops(args: tuple, kwargs: dict) -> bool:
-    """Return whether attention drops some of its weights at random."""
-    return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
 
 
 def _is_composite(func: Callable) -> bool:

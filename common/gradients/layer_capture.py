@@ -1,8 +1,9 @@
 """What every layer saw of each sample: its input and the error of its output, from one pass over a batch.
 
-The model runs on single samples under torch.func.vmap; the gradient of one sample with respect to a layer's parameters
-follows from that sample's input of the layer and from the back-propagated error of its output. Parameters that are not
-followed layer by layer are given to the model once a sample instead, or differentiated one sample at a time.
+The model runs on single samples, under torch.func.vmap where that can run it. The gradient of one sample with respect
+to a layer's parameters follows from that sample's input of the layer and from the back-propagated error of its output.
+Parameters that are not followed layer by layer are given to the model once a sample instead, or differentiated one
+sample at a time.
 
 Reference: Goodfellow, "Efficient per-example gradient computations", arXiv 1510.01799.
 """
@@ -10,7 +11,7 @@ Reference: Goodfellow, "Efficient per-example gradient computations", arXiv 1510
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from common.gradients.layer_calls import CallRecorder, SamplesDisagreeError, Source, trainable_parameters
+from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source, trainable_parameters
 from common.gradients.layer_products import joined, merge, write_products
 from common.gradients.layer_shares import Capture, direct, matrix_shape, shares
 from common.gradients.one_at_a_time import sample_gradients
+from common.gradients.sample_level import SampleLevel, SingleSample
 from common.workloads.records import Examples, Loss, map_tensors
 from common.workloads.running import run_model
 
@@ -37,6 +39,8 @@ class Routes:
     """Parameter -> why its gradient comes from a copy of it for every sample, under torch.func.vmap."""
     one_at_a_time: dict[str, str] = field(default_factory=dict)
     """Parameter -> why it is differentiated one sample at a time."""
+    singly: str = ""
+    """Why layers are followed on single samples without torch.func.vmap, which cannot run the model; else empty."""
 
     def step(self, name: str) -> str:
         """Return the step that a parameter takes."""
@@ -67,22 +71,29 @@ class LayerCapture:
         alone = [name for name in names if self._routes.step(name) == ONE_AT_A_TIME]
         together = [name for name in names if self._routes.step(name) != ONE_AT_A_TIME]
         captures = {}
-        if together:
+        if together and self._routes.singly:
+            singles = [
+                (torch.tensor([i]), self._of_one(batch.subset(slice(i, i + 1)), names)) for i in range(len(batch))
+            ]
+            captures = merge(singles, len(batch))
+        elif together:
             with _without_vmap_warnings():
                 captures = self._together(batch, together)
-        if alone:
+        if alone and not (together and self._routes.singly):
             gradients = sample_gradients(self._model, self._loss, batch, [self._parameters[name] for name in alone])
             captures |= {name: [direct(found)] for name, found in zip(alone, gradients, strict=True)}
         return {name: [capture.to(self.dtype) for capture in captures[name]] for name in names if name in captures}
 
     def unknown(self, one: Examples) -> dict[str, str]:
         """Return why a use of a parameter cannot be followed, by parameter, from a forward pass on one sample."""
+        if self._routes.singly:
+            return self._run_one(one, self._parameters)[0].unknown
         return self._run(one, self._copies(len(one), self._parameters), self._parameters)[0].unknown
 
     def saved_bytes(self, one: Examples) -> int:
         """Return the bytes that a backward pass over one sample holds: what the forward pass saves for it, and copies.
 
-        One sample at a time is enough for parameters of the last step, so these count nothing.
+        Where samples are run one at a time, those of a batch do not add up, so these count nothing.
         """
         saved = {}
 
@@ -92,7 +103,7 @@ class LayerCapture:
 
         steps = {self._routes.step(name) for name in self._parameters}
         copies = self._copies(1, self._parameters)
-        if steps == {ONE_AT_A_TIME}:
+        if self._routes.singly or steps == {ONE_AT_A_TIME}:
             return 1
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             self._run(one, copies, ())
@@ -111,11 +122,23 @@ class LayerCapture:
     def _vmapped(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         copies = self._copies(len(batch), names)
         recorder, losses = self._run(batch, copies, names)
-        places = [output.at for call in recorder.calls for output in call.outputs]
-        found = iter(_gradients(losses.sum(), places + [get_gradient_edge(copy) for copy in copies.values()]))
+        return self._collected(recorder.calls, losses.sum(), copies, len(batch), names)
+
+    def _of_one(self, one: Examples, names: list[str]) -> dict[str, list[Capture]]:
+        """Return the captures of a single sample; parameters of the last step are differentiated in the same pass."""
+        recorder, loss = self._run_one(one, names)
+        alone = {name: self._parameters[name] for name in names if self._routes.step(name) == ONE_AT_A_TIME}
+        return self._collected(recorder.calls, loss, alone, 1, names)
+
+    def _collected(
+        self, calls: list[LayerCall], total: Tensor, others: Mapping[str, Tensor], count: int, names: list[str]
+    ) -> dict[str, list[Capture]]:
+        """Return the captures of recorded calls, and of `others`: parameters, or a copy of each for every sample."""
+        places = [output.at for call in calls for output in call.outputs]
+        found = iter(_gradients(total, places + [get_gradient_edge(tensor) for tensor in others.values()]))
         captures: dict[str, list[Capture]] = {}
         computed: dict[str, tuple[Source, GradientEdge, list[Capture]]] = {}
-        for call in recorder.calls:
+        for call in calls:
             reached = [next(found) for _ in call.outputs]
             if all(derivative is None for derivative in reached):
                 continue
@@ -125,10 +148,11 @@ class LayerCapture:
                     captures.setdefault(source.name, []).append(capture)
                 else:
                     computed.setdefault(source.name, (source, source.edge, []))[2].append(capture)
-        captures |= {
-            name: [direct(gradient)] for name, gradient in zip(copies, found, strict=True) if gradient is not None
-        }
-        for name, capture in self._pulled_back(computed.values(), len(batch)):
+        for name, gradient in zip(others, found, strict=True):
+            if gradient is not None:
+                dense = gradient.to_dense() if gradient.is_sparse else gradient
+                captures[name] = [direct(dense.reshape(count, *self._parameters[name].shape))]
+        for name, capture in self._pulled_back(computed.values(), count):
             captures.setdefault(name, []).append(capture)
         return {name: joined(captures[name]) for name in names if name in captures}
 
@@ -139,11 +163,10 @@ class LayerCapture:
 
     def _run(self, batch: Examples, copies: dict[str, Tensor], names: Collection[str]) -> tuple[CallRecorder, Tensor]:
         """Return the recorded calls of the parameters named, and the (B,) losses."""
-        followed = {name: p for name, p in self._parameters.items() if self._routes.step(name) != ONE_AT_A_TIME}
-        recorders = []
+        followed, recorders = self._followed(), []
 
         def sample_loss(inputs, target, copies):
-            recorder = CallRecorder(followed, copies, names, len(batch))
+            recorder = CallRecorder(followed, copies, names, SampleLevel(len(batch)))
             recorders.append(recorder)
             with recorder:
                 outputs = run_model(self._model, map_tensors(lambda x: x[None], inputs))
@@ -152,6 +175,16 @@ class LayerCapture:
         with torch.enable_grad(), _without_vmap_warnings():
             losses = torch.func.vmap(sample_loss)(batch.inputs, batch.targets, copies)
         return recorders[0], losses
+
+    def _run_one(self, one: Examples, names: Collection[str]) -> tuple[CallRecorder, Tensor]:
+        """Return the recorded calls of the parameters named, and the loss of a single sample, without vmap."""
+        recorder = CallRecorder(self._followed(), {}, names, SingleSample())
+        with torch.enable_grad(), recorder:
+            loss = self._loss(run_model(self._model, one.inputs), one.targets).sum()
+        return recorder, loss
+
+    def _followed(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self._parameters.items() if self._routes.step(name) != ONE_AT_A_TIME}
 
     def _pulled_back(
         self, computed: Collection[tuple[Source, GradientEdge, list[Capture]]], count: int

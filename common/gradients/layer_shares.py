@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -180,21 +180,29 @@ def _summed_to(parameter: Tensor, values: Tensor) -> Tensor:
 
 
 def _by_autograd(call: LayerCall, errors: list[Tensor]) -> Iterator[tuple[Source, Capture]]:
-    """Differentiate the call alone, sample by sample under vmap."""
+    """Differentiate the call alone, sample by sample under vmap; a single sample without, which vmap may not run."""
+    parameters = [source.tensor.detach() for source in call.sources.values()]
+
+    def run(values: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+        leaves = list(call.leaves)
+        for position, value in zip([*call.data, *call.sources], [*values, *parameters], strict=True):
+            leaves[position] = value
+        args, kwargs = tree_unflatten(leaves, call.spec)
+        outputs = tree_leaves(call.function(*args, **kwargs))
+        return [outputs[place] for place in call.places]
 
     def one(values: list[Tensor], error: list[Tensor]) -> tuple[Tensor, ...]:
-        def run(*parameters: Tensor) -> list[Tensor]:
-            leaves = list(call.leaves)
-            for position, value in zip([*call.data, *call.sources], [*values, *parameters], strict=True):
-                leaves[position] = value
-            args, kwargs = tree_unflatten(leaves, call.spec)
-            outputs = tree_leaves(call.function(*args, **kwargs))
-            return [outputs[place] for place in call.places]
+        return torch.func.vjp(lambda *given: run(values, given), *parameters)[1](error)
 
-        pull_back = torch.func.vjp(run, *(source.tensor.detach() for source in call.sources.values()))[1]
-        return pull_back(error)
-
-    gradients = torch.func.vmap(one)(list(call.data.values()), errors)
+    gradients: Sequence[Tensor]
+    if len(errors[0]) == 1:
+        with torch.enable_grad():
+            given = [parameter.requires_grad_() for parameter in parameters]
+            outputs = run([value[0] for value in call.data.values()], given)
+            found = torch.autograd.grad(outputs, given, [error[0] for error in errors], materialize_grads=True)
+        gradients = [gradient[None] for gradient in found]
+    else:
+        gradients = torch.func.vmap(one)(list(call.data.values()), errors)
     for source, gradient in zip(call.sources.values(), gradients, strict=True):
         if source.transposed:
             gradient = gradient.transpose(1, 2)

@@ -56,7 +56,8 @@ class CheckedRoutes:
                 parts.append(f"{len(reasons)} {step} ({name}{others}: {reason})")
         by_layers = self.num_parameters - len(names.by_vmap) - len(names.one_at_a_time)
         if by_layers:
-            parts.insert(0, f"{by_layers} parameters {LAYERS}")
+            singly = f", followed on single samples ({names.singly})" if names.singly else ""
+            parts.insert(0, f"{by_layers} parameters {LAYERS}{singly}")
         elif parts:
             parts[0] = parts[0].replace(" ", " parameters ", 1)
         seconds = self.sample_seconds * num_samples
@@ -121,36 +122,52 @@ def drop(routes: Routes, mismatches: Collection[Mismatch], name_sample: SampleNa
     for mismatch in mismatches:
         name, step = mismatch.parameter, routes.step(mismatch.parameter)
         reason = f"wrong {step}, by {mismatch.difference:.2g} of the gradient's length at {name_sample(mismatch.row)}"
-        if step == LAYERS:
+        if step == LAYERS and not routes.singly:
             by_vmap[name] = reason
         else:
-            del by_vmap[name]
+            by_vmap.pop(name, None)
             one_at_a_time[name] = reason
     more = f" and {len(mismatches) - 1} more parameters" if len(mismatches) > 1 else ""
     print(
         f"gradients: {worst.parameter}{more} {routes.step(worst.parameter)} not as by plain autograd: off by {size} at "
         f"{name_sample(worst.row)}; the next step is taken"
     )
-    return Routes(by_vmap, one_at_a_time)
+    return Routes(by_vmap, one_at_a_time, routes.singly)
 
 
 def _first_routes(subject: Subject, rows: torch.Tensor) -> Routes:
     """Return the routes that a forward pass suggests: parameters used in unknown ways go by vmap, all else by layers.
 
-    Where vmap cannot run the model, everything goes one sample at a time.
+    Where vmap cannot run the model, layers are followed on single samples.
     """
-    capture = LayerCapture(subject.model, subject.loss, Routes())
     try:
-        unknown = capture.unknown(subject.batch(rows[:1]))
+        unknown = LayerCapture(subject.model, subject.loss, Routes()).unknown(subject.batch(rows[:1]))
         routes = Routes(by_vmap=unknown)
         LayerCapture(subject.model, subject.loss, routes)(subject.batch(rows))
     except Exception as error:  # what vmap does to a user's model may raise anything
-        return _all_one_at_a_time(subject, error)
+        return _without_vmap(subject, rows, error)
     return routes
 
 
-def _all_one_at_a_time(subject: Subject, error: Exception) -> Routes:
+def _without_vmap(subject: Subject, rows: torch.Tensor, error: Exception) -> Routes:
+    """Return the routes of a model that vmap cannot run: layers are followed on single samples.
+
+    Parameters used in unknown ways, or where nobody can see it, as in a script, go one sample at a time.
+    """
     reason = f"torch.func.vmap cannot run the model ({_first_line(error)})"
+    try:
+        unknown = LayerCapture(subject.model, subject.loss, Routes(singly=reason)).unknown(subject.batch(rows[:1]))
+        followed = Routes(one_at_a_time=unknown, singly=reason)
+        seen = LayerCapture(subject.model, subject.loss, followed)(subject.batch(rows))
+    except Exception:  # following a user's model may raise anything too
+        return _all_one_at_a_time(subject, reason)
+    alone = unknown | {name: "no call that uses it is seen" for name in subject.parameters if name not in seen}
+    if len(alone) == len(subject.parameters):
+        return _all_one_at_a_time(subject, reason)
+    return Routes(one_at_a_time=alone, singly=reason)
+
+
+def _all_one_at_a_time(subject: Subject, reason: str) -> Routes:
     return Routes(one_at_a_time=dict.fromkeys(subject.parameters, reason))
 
 
@@ -169,7 +186,10 @@ def _corrected(subject: Subject, routes: Routes, rows: torch.Tensor, name_sample
                 expected = [reference[places[int(row)]] for row in part]
                 wrong |= wrong_parameters(captures, expected, part, names, subject.dtype)
         except Exception as error:  # as above: other samples, another precision
-            return _all_one_at_a_time(subject, error)
+            if routes.singly:
+                return _all_one_at_a_time(subject, routes.singly)
+            routes = _without_vmap(subject, rows, error)
+            continue
         if not wrong:
             return routes
         routes = drop(routes, wrong.values(), name_sample)

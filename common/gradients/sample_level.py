@@ -1,4 +1,4 @@
-"""What lies behind the tensors of one sample while torch.func.vmap runs: the same of all samples of the batch."""
+"""What lies behind the tensors of one sample while a model runs: under torch.func.vmap the same of a whole batch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Output:
     """One differentiable output of a call, where the derivative of the loss by it, its error, can be read off."""
 
     at: GradientEdge
-    """Names what to differentiate by: the (B, ...) output itself, or zeros added to it."""
+    """Names what to differentiate by: the output itself of all samples, or zeros added to it."""
     zeros: Tensor
     """(B, ...): the error where the loss does not depend on the output."""
 
     def error(self, derivative: Tensor | None) -> Tensor:
         """Return the (B, ...) error from the derivative of the summed loss by `at`; None stands for no dependence."""
-        return torch.zeros_like(self.zeros) if derivative is None else derivative
+        return torch.zeros_like(self.zeros) if derivative is None else derivative.reshape(self.zeros.shape)
 
 
 class SampleLevel:
@@ -36,6 +36,10 @@ class SampleLevel:
     def is_current(self) -> bool:
         """Return whether no other transformation runs inside."""
         return _Functorch.maybe_current_level() == self._level
+
+    def depends(self, leaf: Any) -> bool:
+        """Return whether a tensor has another value for each sample."""
+        return isinstance(leaf, Tensor) and _Functorch.is_batchedtensor(leaf)
 
     def of_all(self, tensor: Tensor) -> Tensor:
         """Return (B, ...) values of a tensor of one sample."""
@@ -51,7 +55,7 @@ class SampleLevel:
         `is_unsaved` says that the call has computed the output into memory of its own and that its backward pass does
         not need it: then nothing is added to it, and what is done in place to it later stays right.
         """
-        by_edge = is_unsaved and depends_on_sample(result)
+        by_edge = is_unsaved and self.depends(result)
         zero = torch.zeros((), dtype=result.dtype, device=result.device, requires_grad=not by_edge)
         zeros = zero.expand(self.batch, *result.shape)
         if not by_edge:
@@ -62,9 +66,27 @@ class SampleLevel:
         return self.of_one(alias), Output(get_gradient_edge(alias), zeros)
 
 
-def depends_on_sample(leaf: Any) -> bool:
-    """Return whether a tensor has another value for each sample."""
-    return isinstance(leaf, Tensor) and _Functorch.is_batchedtensor(leaf)
+class SingleSample(SampleLevel):
+    """A forward pass on one sample without vmap, a batch of B = 1; all but parameters may depend on the sample."""
+
+    def __init__(self):
+        self.batch = 1
+
+    def is_current(self) -> bool:
+        """Return whether no transformation runs."""
+        return _Functorch.maybe_current_level() is None
+
+    def depends(self, leaf: Any) -> bool:
+        """Return whether something is a tensor."""
+        return isinstance(leaf, Tensor)
+
+    def of_all(self, tensor: Tensor) -> Tensor:
+        """Return (1, ...) values."""
+        return tensor[None]
+
+    def of_one(self, tensor: Tensor) -> Tensor:
+        """Return the only one of (1, ...) values."""
+        return tensor[0]
 
 
 def is_differentiable(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.losses import cross_entropy
 from tests import reference
 from tests.geometries import geometry_from
-from tests.gradient_cases import CPU, Selected
+from tests.gradient_cases import CPU, Concealed
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import dropout_perceptron, tiny_workload
 
@@ -62,7 +62,7 @@ def test_fewer_bits_change_more_and_single_precision_next_to_nothing():
 
 
 def test_a_model_that_goes_one_sample_at_a_time_has_no_known_effect():
-    effect, *_ = effect_of(torch.float16, make_model=Selected)
+    effect, *_ = effect_of(torch.float16, make_model=Concealed)
     assert effect is None
     assert "not known" in describe("float16", effect)
 

@@ -18,6 +18,7 @@ from tests.gradient_cases import (
     FLOAT32,
     MODELS,
     STORED,
+    Concealed,
     Scaled,
     Selected,
     extract,
@@ -105,9 +106,17 @@ def test_dropout_and_batch_norm_are_in_eval_mode_and_stay_as_they_are(tmp_path):
         assert all(p.grad is None for p in model.parameters())
 
 
+MODES = (
+    (dropout_perceptron, "recompute"),
+    (Scaled, "recompute"),
+    (Selected, "recompute"),
+    (Concealed, "cpu"),
+)
+
+
 def test_without_a_wish_nothing_is_stored_unless_a_parameter_goes_one_sample_at_a_time():
     workload = tiny_workload()
-    for make_model, expected in ((dropout_perceptron, "recompute"), (Scaled, "recompute"), (Selected, "cpu")):
+    for make_model, expected in MODES:
         parts = [("training", workload.train)]
         plan = plan_gradients(workload, trained(make_model), parts, 7, None, torch.float32, CPU)
         assert plan.offload == expected

@@ -11,7 +11,7 @@ from common.gradients.routes import check_routes, drop
 from common.gradients.verification import Mismatch
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples
-from tests.gradient_cases import CPU
+from tests.gradient_cases import CPU, SelectedAndConcealed
 from tests.layer_kinds import make_kind
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import tiny_workload
@@ -134,6 +134,22 @@ def test_a_parameter_used_in_an_unknown_way_goes_by_vmap_with_its_reason():
     checked = check_routes(model, cross_entropy, examples)
     assert checked.routes == Routes(by_vmap={"weights.0": "used by mul_ in a way that is not followed"})
     assert checked.describe(6).startswith("1 parameters by torch.func.vmap (weights.0: used by mul_")
+
+
+def test_where_vmap_cannot_run_the_model_layers_are_followed_on_single_samples_and_what_is_hidden_goes_alone():
+    checked = check_routes(seeded(SelectedAndConcealed), cross_entropy, samples())
+    assert checked.routes.one_at_a_time == {"scale": "no call that uses it is seen"}
+    assert checked.routes.step("out.weight") == LAYERS
+    assert checked.describe(60).startswith(
+        "2 parameters layer by layer, followed on single samples (torch.func.vmap cannot run the model (vmap: "
+    )
+    assert "), 1 one sample at a time (scale: no call that uses it is seen); about " in checked.describe(60)
+
+
+def test_a_mismatch_on_single_samples_has_no_step_in_between():
+    dropped = drop(Routes(singly="why"), [Mismatch("w", 5, 0.25)], "sample {}".format)
+    assert list(dropped.one_at_a_time) == ["w"]
+    assert (dropped.by_vmap, dropped.singly) == ({}, "why")
 
 
 def test_each_mismatch_costs_one_step_and_the_last_one_is_refused(capsys):

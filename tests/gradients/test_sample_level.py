@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.gradients.sample_level import SampleLevel
+from common.gradients.sample_level import SampleLevel, SingleSample
 
 SAMPLES, WIDTH = 4, 3
 
@@ -62,3 +62,15 @@ def test_an_output_on_which_the_loss_does_not_depend_has_errors_of_zero():
 
     torch.func.vmap(one)(torch.randn(SAMPLES, WIDTH, requires_grad=True))
     assert torch.equal(places[0].error(None), torch.zeros(SAMPLES, WIDTH))
+
+
+def test_without_vmap_a_single_sample_is_a_batch_of_one():
+    torch.manual_seed(0)
+    weight = torch.randn(6, WIDTH, dtype=torch.float64, requires_grad=True)
+    inputs, level = torch.randn(5, WIDTH, dtype=torch.float64), SingleSample()
+    assert level.is_current()
+    for is_unsaved in (True, False):
+        output, place = level.followed(F.linear(inputs, weight), is_unsaved)
+        (derivative,) = torch.autograd.grad((output.mul_(2) ** 3).sum(), [place.at])
+        expected = 24 * F.linear(inputs, weight).square()
+        torch.testing.assert_close(place.error(derivative), expected[None], rtol=1e-12, atol=1e-12)
