@@ -43,6 +43,7 @@ def experiment(options: FaithfulnessOptions, run: Run) -> None:
     from common.experiments import faithfulness_figure, faithfulness_steps, lds_advice, lds_sweep, ridge_path
     from common.experiments import faithfulness_sweep as sweep
     from common.experiments import faithfulness_verdict as verdicts
+    from common.experiments.cross_sweep import zero_errors
     from common.experiments.preparation import prepare
 
     # model, gradients, eigenvalues, what attribution has to predict, and the pairs whose errors are measured
@@ -71,7 +72,7 @@ def experiment(options: FaithfulnessOptions, run: Run) -> None:
         grid = lds_sweep.selection_grid(trials, exact, tasks.lds)
         path, joint = ridge_path.paths(grid, lds_sweep.resampled_grid(units, tasks.lds), predicted_path, table)
 
-    by_m = verdicts.along_the_path(path, table, tasks.pairs, threshold)
+    by_m = verdicts.along_the_path(path, table, tasks.pairs, zero_errors(tasks.exact), threshold)
     verdict = verdicts.judge(by_m, joint, predicted_path, table, trials, threshold)
     run.write_table("summary.csv", lds_sweep.join(summary, exact))
     run.write_table("by_m.csv", verdicts.by_m_table(by_m))

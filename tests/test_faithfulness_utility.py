@@ -69,6 +69,7 @@ def test_a_run_writes_every_file_and_ends_in_a_verdict(run):
         assert row["lambda_star"] == cells["val_lds"].idxmax()
         assert row["eps_95"] == cells.loc[row["lambda_star"], "eps_95"]
         assert row["faithful"] == (row["eps_95"] <= 0.01)
+        assert row["zero_eps_95"] > 0
     exact = summary[np.isinf(summary["m"])]
     assert exact["eps_95"].isna().all()
     assert exact["test_lds"].notna().all()

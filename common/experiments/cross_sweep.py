@@ -86,6 +86,11 @@ def exact_pairs(task: CrossTask) -> list[ExactPairs]:
     return found
 
 
+def zero_errors(exact: list[ExactPairs]) -> list[float]:
+    """Return for every λ the ε_95 that scores of 0 have: what errors of sketches have to stay well below."""
+    return [pooled_errors((one.scores / one.scale).abs()).eps_95 for one in exact]
+
+
 def measure(problem: SketchedProblem, m: int, trial: int, task: CrossTask, exact: list[ExactPairs]) -> list[dict]:
     """Return one row a λ: the errors of all pairs under one sketch."""
     return score_sketch(

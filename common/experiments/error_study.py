@@ -12,7 +12,6 @@ from torch import Tensor
 from common.experiments import cross_figure, cross_sweep, error_sweep, slopes, spectrum_figure
 from common.experiments.cells import Cells
 from common.experiments.cross_sweep import CrossTask, ExactPairs
-from common.experiments.metrics import pooled_errors
 from common.experiments.options import BoundsOptions
 from common.experiments.preparation import Prepared
 from common.experiments.run import Run
@@ -162,7 +161,7 @@ class CrossStudy:
         """
         pairs = cross_sweep.sampled_pairs(self.task)
         table = error_sweep.recommend_for_pairs(self.task.cells, *pairs, target, num_parameters)
-        table["zero_eps_95"] = [pooled_errors((one.scores / one.scale).abs()).eps_95 for one in self.exact]
+        table["zero_eps_95"] = cross_sweep.zero_errors(self.exact)
         table.loc[table["zero_eps_95"] <= target, list(RECOMMENDED)] = pd.NA
         return _known_alone(table, self.task.cells)
 

@@ -42,6 +42,7 @@ def report(run: Run, by_m: list[FaithfulnessOfDimension], verdict: Verdict, tabl
         "lambda_high": "to",
         "test_lds": "test LDS",
         "eps_95": "ε_95",
+        "zero_eps_95": "of scores 0",
         "faithful": "faithful",
         "predicted_lambda_star": "predicted λ*(m)",
         "predicted_test_lds": "test LDS there",

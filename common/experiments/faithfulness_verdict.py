@@ -38,8 +38,10 @@ class FaithfulnessOfDimension:
     """Test LDS there."""
     eps_95: float | None
     """ε_95 of cross scores there."""
+    zero_eps_95: float | None
+    """ε_95 that scores of 0 have there."""
     faithful: bool | None
-    """Whether that is at most the threshold."""
+    """Whether ε_95 is at most the threshold."""
     predicted_lambda_star: float | None
     """λ*(m) of the closed form, on a grid ten times finer."""
     predicted_test_lds: float | None
@@ -51,7 +53,11 @@ class FaithfulnessOfDimension:
 
 
 def along_the_path(
-    path: list[RidgeOfDimension], summary: pd.DataFrame | None, pairs: CrossTask, threshold: float
+    path: list[RidgeOfDimension],
+    summary: pd.DataFrame | None,
+    pairs: CrossTask,
+    zero_errors: list[float],
+    threshold: float,
 ) -> list[FaithfulnessOfDimension]:
     """Return for every m whether scores are faithful at its best λ.
 
@@ -59,8 +65,10 @@ def along_the_path(
         path: the best λ of every m.
         summary: what was measured, one row an (m, λ); None where nothing was.
         pairs: those whose errors are predicted at the predicted best λ.
+        zero_errors: ε_95 of scores of 0, for every λ of the grid.
         threshold: largest ε_95 that counts as faithful.
     """
+    zero: dict[float | None, float] = dict(zip(pairs.cells.ridges, zero_errors, strict=True))
     found = []
     for one in path:
         own = None if summary is None else summary[(summary["m"] == one.m) & (summary["lambda"] == one.lambda_star)]
@@ -78,6 +86,7 @@ def along_the_path(
                 val_lds=one.val_lds,
                 test_lds=one.test_lds,
                 eps_95=eps,
+                zero_eps_95=zero.get(one.lambda_star),
                 faithful=None if eps is None else eps <= threshold,
                 predicted_lambda_star=one.predicted_lambda_star,
                 predicted_test_lds=one.predicted_test_lds,
@@ -104,6 +113,8 @@ class Verdict:
     """ε_95 of cross scores there."""
     best_is_faithful: bool | None
     """Whether that is at most the threshold."""
+    best_zero_eps_95: float | None
+    """ε_95 that scores of 0 have at that λ."""
     useful_m: int | None
     """Smallest m whose validation LDS at its own best λ reaches 95 % of that at the largest m."""
     useful_eps_95: float | None
@@ -136,10 +147,11 @@ def judge(
 ) -> Verdict:
     """Return the verdict; `joint`, `summary` and `trials` are None where nothing was measured."""
     best = joint.best if joint is not None else None
-    best_eps = useful_eps = None
+    best_eps = best_zero = useful_eps = None
     if summary is not None and best is not None:
         cell = summary[(summary["m"] == best.m) & (summary["lambda"] == best.ridge)]
         best_eps = _finite(cell["eps_95"].iloc[0])
+        best_zero = next((one.zero_eps_95 for one in by_m if one.m == best.m), None)
     useful_m = None if joint is None else joint.m_95
     for one in by_m:
         if useful_m is not None and one.m == useful_m:
@@ -154,6 +166,7 @@ def judge(
         best_test_lds=None if best is None else best.test_lds,
         best_eps_95=best_eps,
         best_is_faithful=None if best_eps is None else best_eps <= threshold,
+        best_zero_eps_95=best_zero,
         useful_m=useful_m,
         useful_eps_95=useful_eps,
         faithful_m=_faithful_from([(one.m, one.faithful) for one in by_m]),
@@ -233,7 +246,8 @@ def _words(verdict: Verdict, largest_m: int, predicted: bool) -> str:
     answer = "unknown" if verdict.best_is_faithful is None else ("no", "yes")[verdict.best_is_faithful]
     sentences = [
         f"The best validation LDS is at m = {verdict.best_m}, λ = {verdict.best_lambda:g}, where ε_95 of cross scores "
-        f"is {_number(verdict.best_eps_95)}. Faithful at {verdict.threshold:g}: {answer}."
+        f"is {_number(verdict.best_eps_95)} (that of scores of 0: {_number(verdict.best_zero_eps_95)}). "
+        f"Faithful at {verdict.threshold:g}: {answer}."
     ]
     if verdict.useful_m is None:
         sentences.append(f"LDS is not positive at the largest m, {largest_m}: no m is useful.")

@@ -21,6 +21,7 @@ def by_m(eps=EPS, predicted=PREDICTED_EPS, threshold=0.01):
         FaithfulnessOfDimension(
             **unknown
             | {"m": m, "lambda_star": ridge, "eps_95": e, "faithful": None if e is None else e <= threshold}
+            | {"zero_eps_95": 0.09}
             | {"predicted_eps_95": p, "predicted_faithful": p <= threshold, "predicted_test_lds": lds}
         )
         for m, ridge, e, p, lds in zip(MS, RIDGES, eps, predicted, TEST_LDS, strict=True)
@@ -93,7 +94,8 @@ def test_without_measurements_the_verdict_is_that_of_the_closed_form():
 def test_the_words_answer_the_question():
     words = judge().words
     assert words.startswith(
-        "The best validation LDS is at m = 256, λ = 0.001, where ε_95 of cross scores is 0.008. Faithful at 0.01: yes. "
+        "The best validation LDS is at m = 256, λ = 0.001, where ε_95 of cross scores is 0.008 (that of "
+        "scores of 0: 0.09). Faithful at 0.01: yes. "
         "95 % of the LDS at the largest m is reached at m = 128, where ε_95 is 0.02; scores are faithful at the best λ "
         "from m = 256 on."
     )
