@@ -90,7 +90,8 @@ def report(
     config, counts = run.config, significant_counts(top)
     print(f"\nscores at λ = {config['ridge']:.4g}, {config['ridge_reason']}: solve S with {config['solve']:.4g}")
     share = f"{counts.median():g} of {len(top) // len(counts)} listed rows (median over {len(counts)} queries)"
-    print(f"{share} differ from 0 at 5 % after Holm's correction")
+    known_share = f"{share} differ from 0 at 5 % after Holm's correction"
+    print(known_share if config["law_known"] else "no error bars: no law of this projection is known, see below")
     print(f"the same λ elsewhere: {describe(elsewhere)}")
     print("\nhow far to trust this")
     for verdict in verdicts:

@@ -8,8 +8,11 @@ import torch
 
 from common.experiments.audit import tables
 from common.experiments.audit.scores import make_scorer, top_scores
+from common.gradients.layer_factors import flat_parameters
 from common.gradients.planning import compute_gradients, plan_gradients
+from common.sketches.factor_projection import FactorProjection
 from common.sketches.projectors import make_projector
+from common.sketches.tensorsketch import TensorSketch
 from common.theory.cross_influence import predict_cross_error
 from common.theory.self_influence import predict_self_influence
 from common.theory.spectrum import ExactSpectrum
@@ -37,15 +40,20 @@ def real(toy_benchmarks):
     )
     gradients = compute_gradients(plan)
     # coordinates of every row are asked for
-    return gradients, geometry_from(gradients, NUM_TRAIN, torch.arange(NUM_TRAIN + NUM_QUERIES))
+    return gradients, geometry_from(gradients, NUM_TRAIN, torch.arange(NUM_TRAIN + NUM_QUERIES)), plan
 
 
-@pytest.fixture(params=["normal", "rademacher", "sjlt"])
+@pytest.fixture(params=["normal", "rademacher", "sjlt", "tensorsketch"])
 def audited(request, real, tmp_path):
-    gradients, geometry = real
-    projector = make_projector(request.param, seed=5)
-    unit = projector.reduce(projector.project(gradients, M, trial=0), M).T.double()
-    rows = (unit * geometry.norms[:, None]).float()
+    gradients, geometry, plan = real
+    if request.param == "tensorsketch":
+        sketch = TensorSketch(flat_parameters(plan.model), M, 5, 0)
+        project = FactorProjection(plan.model, plan.workload.loss, plan.routes, sketch, len(plan.examples))
+        rows = project(plan.examples).projected.float()
+    else:
+        projector = make_projector(request.param, seed=5)
+        unit = projector.reduce(projector.project(gradients, M, trial=0), M).T.double()
+        rows = (unit * geometry.norms[:, None]).float()
     train = save_npy(tmp_path / "train.npy", rows[:NUM_TRAIN])
     return cases.audit(cases.options(train, save_npy(tmp_path / "queries.npy", rows[NUM_TRAIN:])))
 

@@ -90,9 +90,11 @@ def _draw_scores(axes: Axes, top: pd.DataFrame, ridge: float) -> None:
     query = top.groupby("query")["significant"].sum().idxmax()
     rows = top[top["query"] == query].drop_duplicates("row").sort_values("score", ascending=False)
     place = np.arange(len(rows))
+    significant = rows["significant"].fillna(False).astype(bool)
+    has_bars = rows["significant"].notna().any()
     for chosen, colour, label in (
-        (rows["significant"], BLUE, "significant at 5 % (Holm)"),
-        (~rows["significant"], GREY, "not"),
+        (significant, BLUE, "significant at 5 % (Holm)"),
+        (~significant, GREY, "not" if has_bars else "without error bars"),
     ):
         if chosen.any():
             part = rows[chosen]
@@ -111,7 +113,7 @@ def _draw_scores(axes: Axes, top: pd.DataFrame, ridge: float) -> None:
     axes.set(
         xlabel="training rows, by score",
         ylabel="score",
-        title=f"Top scores of query {query}, λ = {ridge:.3g}, 95 % intervals",
+        title=f"Top scores of query {query}, λ = {ridge:.3g}{', 95 % intervals' if has_bars else ''}",
     )
     legend_below(axes, ncols=2)
 

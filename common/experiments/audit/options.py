@@ -80,7 +80,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     add("--norms", type=Path, default=None, help=".npy or .pt of the lengths of all training rows, if those are units")
     add(
         "--proj_type",
-        choices=("normal", "rademacher", "sjlt"),
+        choices=arguments.PROJECTIONS,
         default=None,
         help="law of P; default: as stored, else normal",
     )

@@ -46,17 +46,19 @@ class Scorer:
     """Σ w²."""
     queries: Tensor
     """(k, M) float64 queries."""
+    has_error_bars: bool = True
+    """Whether the law behind standard errors is that of the projection; without it they are NaN."""
 
     def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return (k, b) scores and standard errors of (b, M) float64 training rows."""
         damped, damped_queries = rows @ self.inverse, self.queries @ self.inverse
         lengths = damped_queries.square().sum(1)[:, None] * damped.square().sum(1)
-        errors = (lengths + (damped_queries @ damped.T).square()) / self.noise
-        return self.queries @ damped.T, errors.sqrt()
+        errors = ((lengths + (damped_queries @ damped.T).square()) / self.noise).sqrt()
+        return self.queries @ damped.T, errors if self.has_error_bars else torch.full_like(errors, torch.nan)
 
 
-def make_scorer(audited: Audited, ridge: float) -> Scorer:
-    """Return the scorer for the ridge λ.
+def make_scorer(audited: Audited, ridge: float, has_error_bars: bool = True) -> Scorer:
+    """Return the scorer for the ridge λ, with or without error bars.
 
     Raises:
         UserError: the store cannot see λ.
@@ -70,16 +72,17 @@ def make_scorer(audited: Audited, ridge: float) -> Scorer:
         )
     w = 1 / (spectrum.eigenvalues + solve)
     inverse = audited.basis * w @ audited.basis.T
-    return Scorer(ridge, solve.item(), inverse, w.square().sum().item(), audited.queries)
+    return Scorer(ridge, solve.item(), inverse, w.square().sum().item(), audited.queries, has_error_bars)
 
 
 def share(scorer: Scorer | None, queries: Tensor, ranks: Ranks) -> Scorer:
     """Return the scorer of rank 0 on every rank; others give None, and the (k, M) queries that all of them know."""
-    ridge, solve, noise = ranks.first(lambda: (scorer.ridge, scorer.solve, scorer.noise) if scorer else (0.0, 0.0, 0.0))
+    known = (scorer.ridge, scorer.solve, scorer.noise, scorer.has_error_bars) if scorer else (0.0, 0.0, 0.0, False)
+    ridge, solve, noise, has_error_bars = ranks.first(lambda: known)
     size = queries.shape[1]
     inverse = scorer.inverse if scorer is not None else torch.zeros(size, size, dtype=torch.float64)
     ranks.add_up(inverse)
-    return Scorer(ridge, solve, inverse, noise, queries)
+    return Scorer(ridge, solve, inverse, noise, queries, has_error_bars)
 
 
 def stream(scorer: Scorer, store: Store, first: int = 0, ranks: Ranks = ALONE) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -113,6 +116,7 @@ def top_scores(scorer: Scorer, audited: Audited, top_k: int, ranks: Ranks = ALON
     """Return for every query the `top_k` largest and the `top_k` smallest scores, and which are significant.
 
     Significant means that Holm's procedure rejects "the score is 0" at 5 % for this query, over all n training rows.
+    Without error bars these columns are empty.
     """
     store = audited.store
     highest, lowest, sharpest = best_scores(scorer, store, top_k, ranks)
@@ -128,6 +132,8 @@ def top_scores(scorer: Scorer, audited: Audited, top_k: int, ranks: Ranks = ALON
                 table.insert(0, "query", row)
                 tables.append(table)
     whole = pd.concat(tables, ignore_index=True)
+    if not scorer.has_error_bars:
+        return whole.assign(z=np.nan, holm_p=np.nan, significant=pd.array([pd.NA] * len(whole), dtype="boolean"))
     return whole.assign(significant=whole["holm_p"] <= LEVEL)
 
 

@@ -10,6 +10,7 @@ from common.experiments.audit import lds, reading, scores, tables, units
 from common.experiments.audit.options import AuditOptions
 from common.experiments.audit.reading import Audited
 from common.experiments.audit.score_files import write_scores
+from common.experiments.audit.trust import law_is_known
 from common.experiments.audit.truth import AuditTruth, read_truth
 from common.experiments.run import Run
 from common.experiments.selection import recommendation
@@ -106,7 +107,7 @@ def score(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first two."""
     with run.phase("scores"):
-        scorer = scores.share(scores.make_scorer(audited, ridge), audited.queries, ranks)
+        scorer = scores.share(scores.make_scorer(audited, ridge, law_is_known(audited)), audited.queries, ranks)
         top = scores.top_scores(scorer, audited, options.top_k, ranks)
         run.write_table("top_scores.csv", top)
     if options.write_scores is not None:

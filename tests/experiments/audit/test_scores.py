@@ -123,3 +123,10 @@ def test_zero_rows_have_no_score_and_are_never_significant(tmp_path):
 def test_a_ridge_that_the_store_cannot_see_is_refused(audited):
     with pytest.raises(UserError, match=r"--ridge 1e-09 is below .*smallest ridge that this store of M = 96 columns"):
         make_scorer(audited, 1e-9)
+
+
+def test_without_a_law_scores_stay_and_error_bars_are_empty(audited):
+    plain, without = (top_scores(make_scorer(audited, 3.0, has), audited, 5) for has in (True, False))
+    assert without["score"].tolist() == plain["score"].tolist()
+    assert without[["standard_error", "z", "holm_p", "significant"]].isna().all(axis=None)
+    assert significant_counts(without).eq(0).all()
