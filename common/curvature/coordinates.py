@@ -22,7 +22,7 @@ from common.gradients.layer_factors import ParameterFactors
 
 KFAC, EKFAC = "kfac", "ekfac"
 """Names of the curvatures."""
-COORDINATE_BYTES = 2 << 30
+COORDINATE_BYTES = 4 << 30
 """What the coordinates of one group of blocks take at most, unless a single block takes more."""
 
 
