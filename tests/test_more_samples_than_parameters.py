@@ -10,7 +10,7 @@ import pytest
 
 import hyperparam_selection
 import spectrum_bounds
-from common.experiments import preparation, script
+from common.experiments import fisher_views, script
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.sketches.basis import basis_of_samples
 from tests.tiny import write_tiny
@@ -47,7 +47,7 @@ def by_inner_products(patch):
     def build(gradients, num_train):
         return basis_of_samples(gradients.unit_gram(), gradients.norms, num_train)
 
-    patch.setattr(preparation, "build_basis", build)
+    patch.setattr(fisher_views, "build_basis", build)
 
 
 def refuse_gram_matrices(patch):
