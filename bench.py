@@ -5,7 +5,8 @@ Sweep (mnist + mlp, n = 1,000, m = 16 .. 4,096, λ = 1e-8 .. 1e-3, Gaussian sket
   dattri            dattri's BasicProjector on the d-dimensional gradients, then our solver
   stored matrix     a stored dense m x d matrix, and a fresh solve for every λ
 Preparation: per-sample gradients, Gram matrix, and ground-truth models, against one at a time; EK-FAC scores of all
-training samples with 200 queries, against kronfluence where that is installed.
+training samples with 200 queries, against kronfluence where that is installed; stores of projected gradients, against
+the projectors of dattri and, where traker is installed, TRAK.
 Growth: of a sketch and of the geometry, on synthetic gradients.
 Writes bench.csv, growth.csv, slopes.csv and figure.png/pdf to results/bench/; exit status 2 if the routes' errors
 differ by more than sketches of one law do.
