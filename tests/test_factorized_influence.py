@@ -14,6 +14,7 @@ import factorized_influence
 import hyperparam_selection
 from common.curvature import fisher, sketches
 from common.experiments import arguments, curvature_figure, curvature_sweep, lds_figure, script
+from tests.layer_cases import SAME_EVEN_KERNEL
 from tests.pretended_device import pretended_device
 from tests.tiny import write_tiny
 
@@ -188,14 +189,30 @@ def test_bad_input_is_one_line_and_status_2(run, options, says):
     assert folder is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", [("photos2", "resnet9"), ("chorales", "musictransformer")])
-def test_convolutions_attention_and_tables_go_through_the_same_command(run, pair):
-    dataset, model = pair
-    options = ["--num_train", "8", "--epochs", "1", "--num_test_grads", "4", "--num_trials", "1", "--num_subsets", "3"]
-    options += ["--m_a", "8", "--m_e", "4"]
-    status, _, err, folder = run(*options, subject=("--dataset", dataset, "--model", model))
+IMAGES = """
+from tests.layer_cases import small_conv_net
+inputs, targets = torch.randn(30, 2, 8, 8, generator=generator), torch.randint(0, 3, (30,), generator=generator)
+train, test = Examples(inputs[:20], targets[:20]), Examples(inputs[20:], targets[20:])
+return Workload("images", small_conv_net, train, test, loss, recipe)
+"""
+TOKENS = """
+from tests.layer_cases import last_token_loss, music_transformer
+inputs = torch.randint(0, 300, (30, 16), generator=generator)
+targets = inputs[:, 0]
+train, test = Examples(inputs[:20], targets[:20]), Examples(inputs[20:], targets[20:])
+return Workload("tokens", music_transformer, train, test, last_token_loss, recipe)
+"""
+
+
+@SAME_EVEN_KERNEL
+@pytest.mark.usefixtures("no_figure")
+@pytest.mark.parametrize(("change", "num_blocks"), [(IMAGES, 6), (TOKENS, 13)], ids=["images", "tokens"])
+def test_convolutions_attention_norms_and_tables_go_through_the_same_command(run, tmp_path, change, num_blocks):
+    workload = str(write_tiny(tmp_path, change.strip()))
+    status, _, err, folder = run(*SIZES, "--num_trials", "1", "--num_subsets", "3", subject=("--workload", workload))
     assert status == 0, err
     layers = tables(folder)["layers"]
+    assert layers["block"].nunique() == num_blocks
     assert {"layer", "vector"} <= set(layers["kind"])
-    assert np.isfinite(layers[["d_lambda_kfac", "d_lambda_ekfac", "d_lambda_factorised"]]).all(axis=None)
+    assert np.isfinite(layers.filter(like="d_lambda")).all(axis=None)
+    assert (layers["d_lambda_fisher"] <= 20).all()
