@@ -183,8 +183,8 @@ def _add_subject_options(parser: argparse.ArgumentParser) -> None:
         "--offload",
         choices=("none", "cpu", "disk", "recompute"),
         default=None,
-        help="where gradients are kept: device, RAM, disk, or nowhere; default: cpu for rademacher, sjlt and "
-        "--explicit_projection, or disk from 4 GiB on, else recompute",
+        help="where gradients are kept: device, RAM, disk, or nowhere; default: recompute; for rademacher, "
+        "sjlt and --explicit_projection cpu, or disk from 4 GiB on, unless what layers see of the samples is much less",
     )
     add("--cache_dir", type=Path, default=Path("grad_cache"), help="folder of kept gradients and geometry")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")

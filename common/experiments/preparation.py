@@ -191,7 +191,7 @@ def make_sketcher(options: SketchOptions, prepared: Prepared, smallest_ridge: fl
     if options.of_factors:
         return factored_sketcher(options, prepared.plan, geometry, vectors, max_m)
     projector = make_projector(options.proj_type, options.seed, options.sparsity)
-    return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m=max_m)
+    return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m, smallest_ridge)
 
 
 def load_model(

@@ -31,7 +31,7 @@ def add_gram(gram: Tensor, rows: Tensor) -> None:
         gram[part, before].addmm_(exact[part], exact[before].T)
 
 
-def gram_of_columns(matrix: Tensor, chunk: int = 8192) -> Tensor:
+def gram_of_columns(matrix: Tensor, chunk: int = 4096) -> Tensor:
     """Return the lower triangle of the (N, N) float64 Gram matrix of the columns of (m, N), `chunk` rows at a time."""
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64, device=matrix.device)
     for part in matrix.split(chunk):

@@ -17,6 +17,7 @@ from torch import Tensor
 from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_gradients import LayerwiseGradients
+from common.gradients.lengths import SHORT
 
 if TYPE_CHECKING:
     from common.gradients.row_checks import RowCheck
@@ -138,10 +139,13 @@ class RecomputedGradients:
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
-        scale = _inverse(self.norms)[:, None]
+        short = torch.nonzero((self.norms < SHORT) & (self.norms > 0)).flatten()
+        scale = _inverse(torch.where(self.norms < SHORT, 0, self.norms))[:, None]
         for start, block in self._layerwise.column_blocks(BLOCK_BYTES):
+            unit = block.float() * scale.float()
             # scaled in float64: 1e-40 may be an entry of a gradient, but not of a float32 product
-            yield start, (block.double() * scale).float()
+            unit[short] = (block[short].double() / self.norms[short, None]).float()
+            yield start, unit
 
     def unit_rows(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""

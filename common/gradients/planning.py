@@ -108,8 +108,9 @@ def plan_gradients(
 
     Batch norm and dropout are in eval mode, so each row is the gradient of one sample's loss alone. Each parameter
     takes the fastest step of layer by layer, torch.func.vmap, one sample at a time whose numbers are those of plain
-    autograd (common/gradients/routes.py); one line says which. `offload` None stands for cpu, or disk from 4 GiB on,
-    where a parameter goes one sample at a time or `prefer_stored`; else for recompute.
+    autograd (common/gradients/routes.py); one line says which. `offload` None stands for recompute; but for cpu, or
+    disk from 4 GiB on, where a parameter goes one sample at a time, rows are to have 16 bits, or they are
+    `prefer_stored` and what layers see of the samples is not much less.
 
     Raises:
         UserError: plain autograd cannot differentiate the loss of a sample, or samples influence one another.
@@ -123,9 +124,17 @@ def plan_gradients(
     print(f"gradients: {checked.describe(len(examples))}")
     plan = GradientPlan(workload, model, parts, examples, checked, batch_size, "", dtype, device, last_samples)
     if offload is None:
-        stored = prefer_stored or checked.routes.one_at_a_time
+        stored = checked.routes.one_at_a_time or dtype != torch.float32 or (prefer_stored and not _is_compact(plan))
         offload = "recompute" if not stored else "cpu" if plan.num_bytes <= LARGEST_IN_RAM else "disk"
     return replace(plan, offload=offload)
+
+
+def _is_compact(plan: GradientPlan) -> bool:
+    """Whether inputs and errors of all layers fit into memory, and take a quarter of the gradients' bytes at most."""
+    layerwise = LayerwiseGradients(
+        plan.model, plan.workload.loss, plan.examples, plan.batch_size, routes=plan.checked.routes
+    )
+    return layerwise.num_passes == 1 and 4 * layerwise.kept_bytes <= plan.num_bytes
 
 
 def compute_gradients(plan: GradientPlan, norms: Tensor | None = None) -> Gradients:

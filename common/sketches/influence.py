@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.gradients.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle
-from common.sketches.basis import coordinates
+from common.sketches.basis import ordered_coordinates
 from common.sketches.cholesky import factor_with_ridge, whiten
 from common.sketches.geometry import resolved_ridge
 
@@ -107,12 +107,32 @@ def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, ve
         vectors: (v, N) float64 weights, sparse or dense: the vectors to score are `vectors` times the unit rows.
     """
     if len(projected) > projected.shape[1]:
-        order, rows = coordinates(gram_of_columns(projected))
-        # rows[order] is lower trapezoidal; rows behind the training rows have no part in F
-        weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])])
-        fisher = gram_of_upper_trapezoid((rows[order] * weights[order, None]).T)
-    else:
-        rows = projected.T.double()
-        fisher = rows.new_zeros(len(projected), len(projected))
-        add_gram(fisher, (rows[:num_train] * norms[:num_train, None]).T)
+        return problem_from_gram(gram_of_columns(projected), norms, num_train, vectors)
+    rows = projected.T.double()
+    fisher = rows.new_zeros(len(projected), len(projected))
+    add_gram(fisher, (rows[:num_train] * norms[:num_train, None]).T)
     return SketchedProblem(fisher / num_train, vectors @ rows)
+
+
+def problem_from_gram(gram: Tensor, norms: Tensor, num_train: int, vectors: Tensor) -> SketchedProblem:
+    """Return the sketched problem of projected unit gradients from their inner products, for m > N.
+
+    The basis follows the training rows from the longest to the shortest, so that what F adds from some coordinate on is
+    no more than the squared lengths of the rows from there on: short gradients weigh nothing against λ, and are not
+    factored. See `problem_from_projection` for the arguments.
+
+    Args:
+        gram: (N, N) float64 inner products of projected unit rows; only the lower triangle is read. Overwritten.
+        norms: (N,) float64.
+        num_train: n.
+        vectors: (v, N) float64.
+    """
+    # rows behind the training rows have no part in F
+    weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])])
+    mirror_lower_triangle(gram)
+    squares = gram.diagonal() * weights.square() / num_train
+    order, starts, rows = ordered_coordinates(gram, weights.argsort(descending=True, stable=True))
+    # rows[order] is lower trapezoidal
+    fisher = gram_of_upper_trapezoid((rows[order] * weights[order, None]).T)
+    tail = squares[order].flip(0).cumsum(0).flip(0)
+    return SketchedProblem(fisher / num_train, vectors @ rows, tail[starts])

@@ -9,18 +9,31 @@ therefore share random numbers; different trials are independent.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from common.gradients.kept_rows import Gradients
+from common.gradients.gram import gram_of_columns
 from common.sketches.matrices import DenseMatrix, SparseMatrix
 
 try:
     from sjlt import SJLTProjection  # CUDA kernel; requirements-cuda.txt
 except ImportError:
     SJLTProjection = None
+
+ROWS_IN_PLACE = 2048
+
+
+class Columns(Protocol):
+    """What a projector needs of gradients."""
+
+    num_columns: int
+    """d."""
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
 
 
 class Projector(ABC):
@@ -30,12 +43,23 @@ class Projector(ABC):
         self.seed = seed
 
     @abstractmethod
-    def project(self, gradients: Gradients, max_m: int, trial: int) -> Tensor:
+    def project(self, gradients: Columns, max_m: int, trial: int) -> Tensor:
         """Return the unscaled (max_m, N) float32 sketch of the rows scaled to unit length."""
 
     @abstractmethod
     def reduce(self, projected: Tensor, m: int) -> Tensor:
         """Return PG̃ᵀ, (m, N) float32, for m <= max_m out of what `project` returned."""
+
+    @abstractmethod
+    def small(self, projected: Tensor) -> Tensor:
+        """Return what `project` would have returned for the largest power of two m <= N, or `projected` itself."""
+
+    @abstractmethod
+    def grams(self, projected: Tensor, ms: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (m, lower triangle of the (N, N) float64 Gram matrix of PG̃ᵀ) for ascending m > N, out of `projected`.
+
+        `projected` may be overwritten. A Gram matrix is the same to the last bit whatever other m are asked for.
+        """
 
 
 class DenseProjector(Projector):
@@ -57,6 +81,18 @@ class DenseProjector(Projector):
 
     def reduce(self, projected, m):
         return projected[:m] / m**0.5
+
+    def small(self, projected):
+        return projected
+
+    def grams(self, projected, ms):
+        done = _largest_power_of_two(projected.shape[1])
+        gram = gram_of_columns(projected[:done])
+        for m in ms:
+            while 2 * done <= m:
+                gram += gram_of_columns(projected[done : 2 * done])
+                done *= 2
+            yield m, (gram + gram_of_columns(projected[done:m])) / m
 
 
 class SjltProjector(Projector):
@@ -90,12 +126,42 @@ class SjltProjector(Projector):
         blocks = projected.reshape(self.sparsity, -1, m // self.sparsity, projected.shape[1])
         return blocks.sum(1).reshape(m, -1) / self.sparsity**0.5
 
+    def small(self, projected):
+        size = max(self.sparsity, _largest_power_of_two(projected.shape[1]))
+        return projected if size >= len(projected) else self.reduce(projected, size) * self.sparsity**0.5
+
+    def grams(self, projected, ms):
+        # With the halves A and B of every block, the sketch of half the size is A + B, and AᵀA + BᵀB, the Gram matrix,
+        # is the mean of those of A + B and of A − B. So all sizes together cost as many rows as the largest has.
+        blocks = projected.view(self.sparsity, -1, projected.shape[1])
+        size = 2 * max(self.sparsity, _largest_power_of_two(projected.shape[1])) // self.sparsity
+        half = blocks.shape[1] // 2
+        while half >= size:
+            for start in range(0, half, ROWS_IN_PLACE):
+                first = blocks[:, start : min(start + ROWS_IN_PLACE, half)]
+                second = blocks[:, half + start : half + start + first.shape[1]]
+                difference = first - second
+                first += second
+                second.copy_(difference)
+            half //= 2
+        gram = gram_of_columns(blocks[:, :size].flatten(0, 1))
+        for m in ms:
+            while size < m // self.sparsity:
+                gram += gram_of_columns(blocks[:, size : 2 * size].flatten(0, 1))
+                gram /= 2
+                size *= 2
+            yield m, gram / self.sparsity
+
 
 def make_projector(proj_type: str, seed: int, sjlt_sparsity: int = 1) -> Projector:
     """Return the projector named `normal`, `rademacher` or `sjlt`."""
     if proj_type == "sjlt":
         return SjltProjector(seed, sjlt_sparsity)
     return DenseProjector(proj_type, seed)
+
+
+def _largest_power_of_two(limit: int) -> int:
+    return 1 << (limit.bit_length() - 1)
 
 
 def _tiles(blocks: Iterable[tuple[int, Tensor]], width: int) -> Iterator[tuple[int, Tensor]]:

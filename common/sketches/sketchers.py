@@ -17,7 +17,7 @@ from common.gradients.layer_factors import ParameterFactors
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.factored import FactoredSketch
 from common.sketches.geometry import Geometry
-from common.sketches.influence import SketchedProblem, problem_from_projection
+from common.sketches.influence import NEGLIGIBLE, SketchedProblem, problem_from_gram, problem_from_projection
 from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.projectors import Projector
 
@@ -41,6 +41,20 @@ class CoordinateSketcher:
             yield m, sketch.problem(m)
 
 
+class SomeRows:
+    """Some rows of gradients, for a projector."""
+
+    def __init__(self, gradients: Gradients, rows: Tensor):
+        self._gradients, self._rows = gradients, rows
+        self.num_columns = gradients.num_columns
+
+    def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, (N, b) float32 block) of the rows scaled to unit length."""
+        all_rows = len(self._rows) == len(self._gradients.norms)
+        for start, block in self._gradients.unit_blocks():
+            yield start, block if all_rows else block[self._rows]
+
+
 @dataclass(frozen=True)
 class ExplicitSketcher:
     """Sketches of the d-dimensional gradients, one pass over them a trial."""
@@ -55,13 +69,43 @@ class ExplicitSketcher:
     """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
     max_m: int
     """Largest m of the run, whether or not a call asks for it: P depends on it."""
+    smallest_ridge: float = 0.0
+    """Smallest λ that problems will be solved with: gradients that weigh nothing against it are left out."""
 
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
         """Yield (m, problem) of one trial for every m of `ms`."""
-        projected = self.projector.project(self.gradients, self.max_m, trial)
-        for m in ms:
-            reduced = self.projector.reduce(projected, m)
-            yield m, problem_from_projection(reduced, self.gradients.norms, self.num_train, self.vectors)
+        rows, num_train = self._rows_that_matter()
+        projected = self.projector.project(SomeRows(self.gradients, rows), self.max_m, trial)
+        # divided by n, whatever is left out
+        norms = self.gradients.norms[rows] * (num_train / self.num_train) ** 0.5
+        known = norms, num_train, self.vectors.index_select(1, rows)
+        primal = [m for m in ms if m <= projected.shape[1]]
+        if primal:
+            small = self.projector.small(projected)
+            for m in primal:
+                yield m, problem_from_projection(self.projector.reduce(small, m), *known)
+            del small
+        if len(primal) < len(ms):
+            for m, gram in self.projector.grams(projected, ms[len(primal) :]):
+                yield m, problem_from_gram(gram, *known)
+
+    def _rows_that_matter(self) -> tuple[Tensor, int]:
+        """Return the rows to project, training rows first, and the number of those.
+
+        Left out are the shortest training gradients, whose squared lengths add up to n λ/10⁸ at most, where they are
+        not themselves scored: F, and every score, then changes by 1e-8 of itself at most, and that of a sketch by as
+        much.
+        """
+        norms, n = self.gradients.norms, self.num_train
+        lengths, order = norms[:n].sort()
+        light = lengths.square().cumsum(0) <= n * NEGLIGIBLE * self.smallest_ridge
+        matters = torch.ones(len(norms), dtype=torch.bool, device=norms.device)
+        matters[order[light]] = False
+        if self.vectors.is_sparse:
+            matters[self.vectors.coalesce().indices()[1]] = True
+        else:
+            matters |= self.vectors.any(0)
+        return matters.nonzero().flatten(), int(matters[:n].sum())
 
 
 @dataclass(frozen=True)

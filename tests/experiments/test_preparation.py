@@ -94,7 +94,8 @@ def test_only_a_rotation_invariant_projection_uses_coordinates(start):
         asked, run, prepared = start(*options)
         sketcher = make_sketcher(asked.sketches, prepared, prepared.ridges[0])
         assert isinstance(sketcher, kind)
-        assert run.config["offload"] == ("cpu" if kind is ExplicitSketcher else "recompute")
+        # inputs and errors of its one layer are little beside their products
+        assert run.config["offload"] == "recompute"
         assert [m for m, _ in sketcher.problems(0, prepared.ms)] == [m for m in (1, 2, 4, 8, 16) if m in prepared.ms]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.sketches import basis as bases
 from common.sketches.basis import ParameterBasis, SampleBasis, basis_of_parameters, basis_of_samples, build_basis
 from common.sketches.geometry import ScoredVectors, resolved_ridge
 from common.sketches.influence import exact_influence, exact_self_influence
@@ -104,3 +105,24 @@ def test_rounding_of_the_gradients_does_not_turn_the_directions():
         basis_of_parameters(DenseGradients(r), N).directions for r in (rows, rows + 1e-15 * normal(1, N + K, D))
     )
     torch.testing.assert_close(first, again, rtol=0, atol=1e-9)
+
+
+# --- a basis in the order of the rows -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [12, 40, 90])
+def test_coordinates_in_an_order_give_the_gram_matrix_and_no_row_a_part_in_what_later_blocks_bring(rank, monkeypatch):
+    monkeypatch.setattr(bases, "BLOCK_ROWS", 16)
+    rows = normal(0, 90, rank) @ normal(1, rank, 120)
+    rows /= rows.norm(dim=1, keepdim=True)
+    wanted = torch.randperm(90, generator=torch.Generator().manual_seed(2))
+    order, starts, found = bases.ordered_coordinates(rows @ rows.T, wanted)
+    assert found.shape == (90, rank)
+    torch.testing.assert_close(found @ found.T, rows @ rows.T, rtol=0, atol=1e-12)
+    assert order.sort().values.tolist() == list(range(90))
+    assert found[order].triu(1).abs().max() == 0
+    for block in range(0, 90, 16):
+        assert set(order[block : block + 16].tolist()) == set(wanted[block : block + 16].tolist())
+        # coordinates that a block brings are zero in the rows before it
+        assert (found[order[:block]][:, starts >= block] == 0).all()
+    assert starts.tolist() == sorted(starts.tolist())

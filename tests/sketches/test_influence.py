@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.sketches import basis
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.geometry import resolved_ridge
 from common.sketches.influence import (
@@ -15,7 +16,7 @@ from common.sketches.influence import (
 )
 from tests import reference
 from tests.geometries import geometry_from
-from tests.reference import DenseGradients, normal
+from tests.reference import DenseGradients, generator, normal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,3 +151,24 @@ def test_a_ridge_below_rounding_is_an_error_that_callers_can_catch():
     assert whitened_or_nan(problem, 1e-300).isnan().all()
     assert whitened_or_nan(problem, 1e-300).shape == (2, 1)
     assert torch.equal(whitened_or_nan(problem, 0.1), problem.whitened(0.1))
+
+
+def test_short_gradients_are_not_factored_where_they_weigh_nothing_and_scores_stay_as_they_are(monkeypatch):
+    """Lengths from 10 down to 1e-9, blocks of 8 rows: against the dense formula, to what is left out."""
+    monkeypatch.setattr(basis, "BLOCK_ROWS", 8)
+    n, d = 40, 60
+    lengths = torch.logspace(1, -9, n, dtype=torch.float64)[:, None]
+    train = normal(8, n, d) / d**0.5 * lengths[torch.randperm(n, generator=generator(9))]
+    gradients, m = DenseGradients(torch.cat([train, normal(10, 3, d)])), 4 * n
+    P = normal(11, m, d) / m**0.5
+    weights = torch.eye(n + 3, dtype=torch.float64)[::2]
+    problem = problem_from_projection((P @ gradients.unit.T).float(), gradients.norms, n, weights)
+    factored = []
+    for ridge in (1e-8, 1e-4, 1.0):
+        expected = reference.sketched_influence(P, train, gradients.unit[::2], gradients.unit[::2], ridge)
+        found = problem.whitened(ridge)
+        scale = expected.diagonal().sqrt()
+        assert ((found @ found.T - expected).abs() / scale / scale[:, None]).max() < 1e-5
+        factored.append(problem._block_sizes(ridge)[0])
+    assert factored == sorted(factored, reverse=True)
+    assert factored[-1] < factored[0] < n

@@ -7,6 +7,7 @@ import torch
 from scipy.stats import chi2, kstest, norm
 
 from common.sketches import matrices as entries
+from common.sketches import projectors
 from common.sketches.projectors import make_projector
 from tests.reference import DenseGradients, normal, projection_matrix
 
@@ -169,3 +170,18 @@ def test_no_more_than_a_tile_of_the_matrix_is_drawn_at_once(kind, monkeypatch):
     make_projector(kind, 0).project(DenseGradients(torch.ones(2, 3000), width=700), 64, trial=0)
     assert sum(drawn) >= 64 * 3000
     assert max(drawn) <= TILE_NUMBERS
+
+
+@pytest.mark.parametrize(("kind", "sparsity"), [("normal", 1), ("rademacher", 1), ("sjlt", 1), ("sjlt", 4)])
+def test_gram_matrices_of_all_sizes_come_from_one_sketch(kind, sparsity, monkeypatch):
+    monkeypatch.setattr(projectors, "ROWS_IN_PLACE", 5)
+    gradients, projector = DenseGradients(normal(0, 20, 300), width=50), make_projector(kind, 3, sparsity)
+    ms = [32, 64, 128, 256] if kind == "sjlt" else [21, 32, 50, 128, 200, 256]
+    projected = projector.project(gradients, 256, 2)
+    expected = {m: projector.reduce(projected, m).double() for m in ms}
+    for m, gram in projector.grams(projected.clone(), ms):
+        torch.testing.assert_close(gram.tril(), (expected[m].T @ expected[m]).tril(), rtol=1e-5, atol=1e-6)
+        ((_, alone),) = projector.grams(projected.clone(), [m])
+        assert torch.equal(alone.tril(), gram.tril())
+    small = projector.small(projected)
+    torch.testing.assert_close(projector.reduce(small, 8), projector.reduce(projected, 8), rtol=1e-5, atol=1e-6)

@@ -109,3 +109,21 @@ def test_a_large_sketch_approaches_the_exact_scores(kind):
     exact = reference.influence(train, unit, unit, 1e-2).diagonal()
     for _, problem in sketcher.problems(0, [m]):
         torch.testing.assert_close(sketched_self_influence(problem, 1e-2), exact, rtol=6 * (2 / m) ** 0.5, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "sparsity"), KINDS_AND_SPARSITY)
+def test_gradients_that_weigh_nothing_against_the_smallest_ridge_are_not_projected(kind, sparsity):
+    lengths = torch.logspace(0, -9, 30, dtype=torch.float64)[:, None]
+    gradients = DenseGradients(torch.cat([normal(0, 30, 64) * lengths, normal(1, 2, 64)]), width=7)
+    weights = torch.eye(32, dtype=torch.float64)[[0, 29, 31]].to_sparse()
+    both = [
+        ExplicitSketcher(gradients, make_projector(kind, 5, sparsity), 30, weights, 128, smallest)
+        for smallest in (0.0, 1e-4)
+    ]
+    kept, num_train = both[1]._rows_that_matter()
+    # the last training row is scored
+    assert num_train == len(kept) - 2 < 25
+    assert {0, 29, 30, 31} < set(kept.tolist())
+    for (m, whole), (_, few) in zip(*(sketcher.problems(0, [4, 16, 64, 128]) for sketcher in both), strict=True):
+        expected, found = (sketched_self_influence(problem, 1e-4) for problem in (whole, few))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, msg=f"m = {m}")
