@@ -134,8 +134,9 @@ def sketched_view(
         (projected,) = project_samples(streamed, reference, queries.rows)
     with run.phase("geometry"):
         eigenvalues, basis = torch.linalg.eigh(moments.second)
-        # rounding leaves eigenvalues of the positive semidefinite S down to about -1e-16 times the largest
-        eigenvalues, basis = eigenvalues.flip(0).clamp(min=0), basis.flip(1)
+        eigenvalues, basis = eigenvalues.flip(0), basis.flip(1)
+        # rounding leaves numbers of both signs and of this size in the place of zeros
+        eigenvalues[eigenvalues <= size * torch.finfo(torch.float64).eps * eigenvalues[0]] = 0
         vectors = torch.cat([moments.sums, projected]) @ basis
     rank = int((eigenvalues > 0).sum())
     scored = ScoredVectors(queries.rows, subsets)

@@ -31,6 +31,8 @@ def test_a_reference_sketch_shows_what_inner_products_do_within_its_error(start,
     assert torch.equal(seen.query_samples, exact.query_samples)
     torch.testing.assert_close(seen.geometry.norms, exact.geometry.norms, rtol=1e-4, atol=0)
     assert seen.ridges == exact.ridges
+    # 40 training gradients, seen by a sketch of 512
+    assert run.config["rank"] == seen.geometry.rank == 40
     errors = seen.spectrum.effective_dimension_std_error(torch.tensor(seen.ridges, dtype=torch.float64))
     for found, expected, error in zip(seen.effective_dimensions, exact.effective_dimensions, errors, strict=True):
         assert abs(found - expected) < 5 * error + 1e-3 * expected
