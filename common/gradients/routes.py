@@ -81,16 +81,21 @@ def check_routes(
     """
     if model.training:
         raise ValueError("per-sample gradients need the model in eval mode")
+    torch.func.vmap(torch.neg)(torch.zeros(1))  # torch loads what the gradients need as well: no cost of checking
     start = time.perf_counter()
     own = Subject(model, loss, examples, row_dtype(model))
     rows = representative(examples)
-    _require_autograd(own, rows, name_sample)
+    reference = _plain_gradients(own, rows, name_sample)
     exact = own if own.dtype == torch.float64 else in_float64(own, int(rows[0]))
     _require_independence(exact or own, rows, name_sample)
-    rows, unseen = with_every_gradient(own, rows, batch_size)
+    reference, unseen = with_every_gradient(own, reference, batch_size)
+    rows = torch.tensor(sorted(reference))
     routes = _first_routes(own, rows)
-    for subject in [own] if exact is None or exact is own else [exact, own]:
-        routes = _corrected(subject, routes, rows, name_sample)
+    other = [] if exact is None or exact is own else [exact]
+    # which samples share a batch is a matter of the route, not of the precision: one of them is asked
+    for subject, parts in zip([*other, own], [[rows, rows[1::2].flip(0)], [rows]], strict=False):
+        known = reference if subject is own else dict(zip(rows.tolist(), subject.one_by_one(rows), strict=True))
+        routes = _corrected(subject, routes, parts, known, name_sample)
     before = time.perf_counter()
     LayerCapture(model, loss, routes)(own.batch(rows))
     seconds = time.perf_counter() - before
@@ -171,39 +176,52 @@ def _all_one_at_a_time(subject: Subject, reason: str) -> Routes:
     return Routes(one_at_a_time=dict.fromkeys(subject.parameters, reason))
 
 
-def _corrected(subject: Subject, routes: Routes, rows: torch.Tensor, name_sample: SampleName) -> Routes:
-    """Return the routes with every parameter so far down the ladder that its gradients are right."""
-    reference = subject.one_by_one(rows)
-    halves = [part for part in (rows, rows[::2], rows[1::2].flip(0)) if len(part)]
-    places = {int(row): place for place, row in enumerate(rows)}
+def _corrected(
+    subject: Subject,
+    routes: Routes,
+    parts: list[torch.Tensor],
+    reference: dict[int, dict[str, torch.Tensor]],
+    name_sample: SampleName,
+) -> Routes:
+    """Return the routes with every parameter so far down the ladder that its gradients are right.
+
+    `parts` are batches of samples, the first of them all; `reference` has the gradients of plain autograd of each.
+    """
     while True:
         names = [name for name in subject.parameters if routes.step(name) != ONE_AT_A_TIME]
         wrong: dict[str, Mismatch] = {}
         try:
-            for part in halves if names else []:
+            for part in parts if names else []:
+                if not len(part):
+                    continue
                 with default_dtype(subject.dtype):
                     captures = LayerCapture(subject.model, subject.loss, routes)(subject.batch(part), names)
-                expected = [reference[places[int(row)]] for row in part]
+                expected = [reference[row] for row in part.tolist()]
                 wrong |= wrong_parameters(captures, expected, part, names, subject.dtype)
         except Exception as error:  # as above: other samples, another precision
             if routes.singly:
                 return _all_one_at_a_time(subject, routes.singly)
-            routes = _without_vmap(subject, rows, error)
+            routes = _without_vmap(subject, parts[0], error)
             continue
         if not wrong:
             return routes
         routes = drop(routes, wrong.values(), name_sample)
 
 
-def _require_autograd(subject: Subject, rows: torch.Tensor, name_sample: SampleName) -> None:
-    for row in rows:
+def _plain_gradients(
+    subject: Subject, rows: torch.Tensor, name_sample: SampleName
+) -> dict[int, dict[str, torch.Tensor]]:
+    """Return the gradient of each sample by plain autograd."""
+    found = {}
+    for row in rows.tolist():
         try:
-            subject.one_by_one(row[None])
+            (found[row],) = subject.one_by_one(torch.tensor([row]))
         except Exception as error:  # a user's model or loss may raise anything
             raise UserError(
-                f"plain autograd cannot differentiate the loss of {name_sample(int(row))}: {type(error).__name__}: "
+                f"plain autograd cannot differentiate the loss of {name_sample(row)}: {type(error).__name__}: "
                 f"{_first_line(error)}"
             ) from error
+    return found
 
 
 def _require_independence(subject: Subject, rows: torch.Tensor, name_sample: SampleName) -> None:

@@ -115,31 +115,31 @@ def representative(examples: Examples) -> Tensor:
     return torch.tensor(sorted({0, count - 1, *chosen}))
 
 
-def with_every_gradient(subject: Subject, rows: Tensor, batch_size: int) -> tuple[Tensor, list[str]]:
-    """Return the samples, more of them where all have a zero gradient in some parameter, and the parameters left."""
-    unseen = dict.fromkeys(subject.parameters)
+def with_every_gradient(
+    subject: Subject, known: dict[int, dict[str, Tensor]], batch_size: int
+) -> tuple[dict[int, dict[str, Tensor]], list[str]]:
+    """Return gradients by sample, of more samples where all known are zero in some parameter, and the parameters left.
 
-    def see(candidates: Tensor) -> bool:
-        useful = False
-        for gradient in subject.one_by_one(candidates):
-            seen = [name for name in unseen if gradient[name].any()]
-            useful |= bool(seen)
-            for name in seen:
-                del unseen[name]
-        return useful
-
-    see(rows)
+    `known` are gradients of plain autograd, sample by sample.
+    """
+    unseen = {name for name in subject.parameters if not any(gradient[name].any() for gradient in known.values())}
+    found = dict(known)
     count = len(subject.examples)
     order = torch.randperm(count, generator=make_generator("cpu", SEED, STREAM, 1))
     for batch in order[: max(SEARCHED, count // 20)].split(batch_size):
         if not unseen:
             break
-        if not _has_gradient(subject, batch, list(unseen)):
+        if not _has_gradient(subject, batch, sorted(unseen)):
             continue
-        for row in batch:
-            if unseen and see(row[None]):
-                rows = torch.cat([rows, row[None]])
-    return rows.unique(), list(unseen)
+        for row in batch.tolist():
+            (gradient,) = subject.one_by_one(torch.tensor([row]))
+            seen = {name for name in unseen if gradient[name].any()}
+            if seen:
+                found[row] = gradient
+            unseen -= seen
+            if not unseen:
+                break
+    return found, [name for name in subject.parameters if name in unseen]
 
 
 def _has_gradient(subject: Subject, rows: Tensor, names: list[str]) -> bool:
