@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from common.gradients.attention import attention_of_all
+from common.gradients.all_at_once import ALL_AT_ONCE
 from common.gradients.layer_readers import READERS, Reading
 from common.gradients.recurrent import STEP_BY_STEP, is_packed
 from common.gradients.sample_level import Output, SampleLevel, is_differentiable
@@ -143,19 +142,15 @@ class CallRecorder(TorchFunctionMode):
             with self:
                 return STEP_BY_STEP[func](*args, **kwargs)
         if not _mentions(self._known, (args, kwargs)):
-            if func is F.scaled_dot_product_attention and self._joins_attention(args, kwargs):
-                return attention_of_all(self._level, *args, **kwargs)
-            return func(*args, **kwargs)
+            together = None
+            if func in ALL_AT_ONCE and self._level.is_current():
+                together = ALL_AT_ONCE[func](self._level, *args, **kwargs)
+            return func(*args, **kwargs) if together is None else together
         if _is_composite(func):
             with self:
                 return _opened(func)(*args, **kwargs)
         output = func(*args, **kwargs)
         return self._recorded(func, args, kwargs, output)
-
-    def _joins_attention(self, args: tuple, kwargs: dict) -> bool:
-        """Return whether attention of all samples is one call: in eval mode, nothing is dropped at random."""
-        drops = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
-        return self._level.batch > 1 and self._level.is_current() and not drops
 
     def _agreed(self, tensor: Tensor) -> Tensor:
         values = self._level.of_all(tensor).detach().reshape(self._level.batch, -1)
