@@ -101,8 +101,9 @@ def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
 
     Of every ε_95 that the summary has: raw or corrected, of whole queries or of their parts.
     Gaps and noise are relative to the measured ε_95: median and worst gap, the noise where the worst gap is, and the
-    number of cells with a gap beyond 3 noises. By chance alone that is a share of the cells that depends on the trials,
-    see `pooled_quantile_noise`; cells of one run share random numbers, so that they stray together. None: not known.
+    number of cells with a gap beyond 3 noises, where that of a reference sketch counts as well. By chance alone that is
+    a share of the cells that depends on the trials, see `pooled_quantile_noise`; cells of one run share random numbers,
+    so that they stray together. None: not known.
     """
     gaps = {}
     parts = ("", "range_", "kernel_")
@@ -111,7 +112,10 @@ def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
             continue
         measured, predicted = summary[f"{prefix}eps_95"], summary[f"predicted_{prefix}eps_95"]
         gap = ((predicted - measured).abs() / measured)[(summary["m"] >= 64) & (measured < 1)].dropna()
-        noise = (summary[f"{prefix}eps_95_noise"] / measured)[gap.index]
+        noise = summary[f"{prefix}eps_95_noise"]
+        if f"{prefix}eps_95_reference_std" in summary:
+            noise = np.hypot(noise, summary[f"{prefix}eps_95_reference_std"])
+        noise = (noise / measured)[gap.index]
         name = f"{prefix}eps_95_gap"
         gaps[f"{name}_median"] = gap.median() if len(gap) else None
         gaps[f"{name}_worst"] = gap.max() if len(gap) else None

@@ -300,6 +300,13 @@ def test_beside_the_gaps_stands_their_noise():
     )
 
 
+def test_the_noise_of_a_reference_sketch_counts_as_well():
+    trials = prediction_gaps(gap_table())["eps_95_gap_worst_noise"]
+    both = prediction_gaps(gap_table(eps_95_reference_std=gap_table()["eps_95_noise"] * 3**0.5))
+    assert both["eps_95_gap_worst_noise"] == pytest.approx(2 * trials)
+    assert both["eps_95_gap_beyond_noise"] == 0
+
+
 def test_with_one_trial_the_noise_is_unknown_and_not_zero():
     gaps = prediction_gaps(gap_table(eps_95_noise=math.nan))
     assert (gaps["eps_95_gap_worst_noise"], gaps["eps_95_gap_beyond_noise"]) == (None, None)
