@@ -19,10 +19,10 @@ def attributed(model: nn.Module, loss: Loss, examples: Examples, device: torch.d
     A model that holds float16 or bfloat16 numbers anywhere (a frozen base, say) is copied to float32, in which they
     are exact; one line says so, or that the model does not run in it.
     """
-    halves = {str(t.dtype) for t in [*model.parameters(), *model.buffers()] if t.dtype in HALF}
+    halves = {t.dtype for t in [*model.parameters(), *model.buffers()] if t.dtype in HALF}
     if not halves:
         return model, examples
-    kinds = " and ".join(sorted(kind.removeprefix("torch.") for kind in halves))
+    kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in halves))
     wide = in_dtype(model, torch.float32) if not _has_float64(model) else in_dtype(model, torch.float64)
     widened = Examples(map_tensors(_widened, examples.inputs), examples.targets)
     try:
@@ -31,9 +31,9 @@ def attributed(model: nn.Module, loss: Loss, examples: Examples, device: torch.d
     except Exception as error:  # a model may ask for 16 bits somewhere in its own code
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         print(
-            f"gradients: computed in the model's {kinds}, whose rounding changes scores by up to "
-            f"{max(torch.finfo(t.dtype).eps for t in model.parameters() if t.dtype in HALF):.1g} of a gradient a "
-            f"layer; it does not run in float32 ({reason})"
+            f"gradients: computed in the model's {kinds}, because it does not run in float32 ({reason}); one rounding "
+            f"there is {max(torch.finfo(dtype).eps for dtype in halves):.1g} of a number, "
+            "and what all of them change in scores is not known"
         )
         return model, examples
     print(f"gradients: the {kinds} numbers of the model are used in float32 arithmetic")
