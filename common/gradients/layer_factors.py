@@ -7,7 +7,7 @@ needs the factors alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,17 +78,48 @@ class ParameterFactors:
     def squared_norms(self) -> Tensor:
         """Return the (B,) float64 squared lengths of the gradients.
 
-        Of one pair with few positions by Σ_st (e_sᵀe_t)(x_sᵀx_t), which needs no gradient.
+        With few positions by Σ_st (e_sᵀe_t)(x_sᵀx_t), which needs no gradient; else one sample at a time.
         """
         rows, cols = self.parameter.rows, self.parameter.cols
-        if self.rest is None and len(self.factors) == 1 and isinstance(self.factors[0], Linear):
-            errors, inputs = self.factors[0].errors, self.factors[0].inputs
-            if errors.shape[1] * (rows + cols) < rows * cols:
-                exact = (errors.double(), inputs.double())
-                gram = torch.bmm(exact[0], exact[0].mT).mul_(torch.bmm(exact[1], exact[1].mT))
-                # rounding may leave less than 0 where positions cancel
-                return gram.sum((1, 2)).clamp(min=0)
-        return self.dense().double().square().sum((1, 2))
+        positions = sum(pair.errors.shape[1] for pair in self.factors)
+        if self.rest is None and positions * (rows + cols) < rows * cols:
+            return squares_by_grams(self.factors)
+        count = len(self.rest if self.rest is not None else self.factors[0].errors)
+        parts = [self.subset(slice(i, i + 1)).dense().double().square().sum() for i in range(count)]
+        return torch.stack(parts)
+
+    def subset(self, samples: slice) -> ParameterFactors:
+        """Return the same of some samples."""
+        factors = tuple(pair.map(lambda tensor: tensor[samples]) for pair in self.factors)
+        return ParameterFactors(self.parameter, factors, None if self.rest is None else self.rest[samples])
+
+
+def squares_by_grams(pairs: Sequence[Linear | Lookup]) -> Tensor:
+    """Return the (B,) float64 sums over all positions s, t of all pairs of (e_sᵀe_t)(x_sᵀx_t)."""
+    total = pairs[0].errors.new_zeros(len(pairs[0].errors), dtype=torch.float64)
+    for one in pairs:
+        for other in pairs:
+            right = torch.bmm(_columns(one).double(), _columns(other).double().mT)
+            total += (_row_products(one, other) * right).sum((1, 2))
+    # rounding may leave less than 0 where positions cancel
+    return total.clamp(min=0)
+
+
+def _columns(pair: Linear | Lookup) -> Tensor:
+    """Return the (B, S, cols) factors x."""
+    return pair.inputs if isinstance(pair, Linear) else pair.errors
+
+
+def _row_products(one: Linear | Lookup, other: Linear | Lookup) -> Tensor:
+    """Return the (B, S, T) float64 inner products of the factors e of two pairs; of a lookup they are unit vectors."""
+    if isinstance(one, Linear) and isinstance(other, Linear):
+        return torch.bmm(one.errors.double(), other.errors.double().mT)
+    if isinstance(one, Lookup) and isinstance(other, Lookup):
+        return (one.inputs[:, :, None] == other.inputs[:, None, :]).double()
+    if isinstance(one, Linear):
+        return _row_products(other, one).mT
+    chosen = one.inputs[:, None, :].expand(-1, other.errors.shape[1], -1)
+    return other.errors.double().gather(2, chosen).mT
 
 
 class LayerFactors:

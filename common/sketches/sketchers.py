@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.foundations.errors import UserError
 from common.gradients.kept_rows import Gradients
 from common.gradients.layer_factors import ParameterFactors
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
@@ -20,6 +21,9 @@ from common.sketches.geometry import Geometry
 from common.sketches.influence import NEGLIGIBLE, SketchedProblem, problem_from_gram, problem_from_projection
 from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.projectors import Projector
+
+LENGTH_TOLERANCE = 1e-3
+"""Relative difference of lengths by factors from those by gradients; rounding makes 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,31 @@ class FactoredSketcher:
         scales = torch.where(self.norms > 0, 1 / self.norms, 0)
         projected = torch.zeros(len(scales), sketch.width, device=scales.device)
         for rows, shares in self.batches():
-            projected[rows] = sketch.rows(shares, scales[rows])
+            squares: list[Tensor] = []
+            projected[rows] = sketch.rows(shares if rows.start else _measured(shares, squares), scales[rows])
+            if squares:
+                _require_lengths(torch.stack(squares).sum(0).sqrt(), self.norms[rows])
         for m in ms:
             yield m, problem_from_projection(sketch.reduce(projected, m).T, self.norms, self.num_train, self.vectors)
 
 
 Sketcher = CoordinateSketcher | ExplicitSketcher | FactoredSketcher | MomentSketcher
 """Whatever yields the problems of a trial."""
+
+
+def _measured(shares: Iterable[ParameterFactors], squares: list[Tensor]) -> Iterator[ParameterFactors]:
+    """Yield the shares while their squared lengths are added to a list."""
+    for share in shares:
+        squares.append(share.squared_norms())
+        yield share
+
+
+def _require_lengths(found: Tensor, norms: Tensor) -> None:
+    """Raise UserError where factors are not those of the gradients whose lengths are known."""
+    if ((found - norms).abs() <= LENGTH_TOLERANCE * norms).all():
+        return
+    row = int(((found - norms).abs() / norms).nan_to_num().argmax())
+    raise UserError(
+        f"the factors of sample {row} give a gradient of length {found[row].item():.6g}, and it has "
+        f"{norms[row].item():.6g}: factors do not describe this model; use --proj_type sjlt"
+    )

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from common.experiments.factored import factored_sketcher, stable_rank
 from common.experiments.options import SketchOptions
+from common.foundations.errors import UserError
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.sketches.basis import build_basis
 from common.sketches.geometry import ScoredVectors
@@ -42,3 +45,12 @@ def test_scores_are_those_of_the_dense_formula_with_the_same_matrix(planned, kin
 
 def test_a_model_without_positions_has_gradients_of_rank_one(planned):
     assert stable_rank(planned[0]) == pytest.approx(1)
+
+
+def test_factors_of_other_gradients_than_those_of_the_geometry_are_refused(planned):
+    plan, geometry, _ = planned
+    other = dataclasses.replace(geometry, norms=geometry.norms * 1.01)
+    options = SketchOptions("tensorsketch", False, 1, 1, 5)
+    sketcher = factored_sketcher(options, plan, other, geometry.scored.weights(geometry.norms), 32)
+    with pytest.raises(UserError, match=r"the factors of sample \d+ give a gradient of length"):
+        next(iter(sketcher.problems(0, [8])))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import pytest
 import torch
 
 from common.gradients.layer_capture import Routes
-from common.gradients.layer_factors import LayerFactors, flat_parameters
+from common.gradients.layer_factors import LayerFactors, flat_parameters, squares_by_grams
 from common.gradients.layer_shares import Linear, Lookup
 from common.gradients.planning import plan_gradients
 from common.workloads.records import Examples
@@ -90,6 +91,16 @@ def test_linear_convolution_and_lookup_keep_factors_and_vectors_are_rows():
         assert (share.rest is None) == share.parameter.is_matrix
     tied = shares_of(*make_case("tied_weights"))["tokens.weight"]
     assert {type(pair) for pair in tied.factors} == {Lookup, Linear}
+
+
+@pytest.mark.parametrize("name", ["tied_weights", "repeated_tokens", "transformer_every_token"])
+def test_lengths_by_inner_products_of_factors_are_those_of_the_products(name):
+    model, case_loss, examples = make_case(name)
+    shares = [share for share in shares_of(model, case_loss, examples).values() if share.factors]
+    assert shares
+    for share in shares:
+        expected = dataclasses.replace(share, rest=None).dense().double().square().sum((1, 2))
+        torch.testing.assert_close(squares_by_grams(share.factors), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_a_weight_kept_transposed_has_its_inputs_on_the_side_of_the_rows():
