@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bench import MIN_M, kronecker, language_model, stores
+from bench import MIN_M, factors, kronecker, language_model, stores
 from bench.gradient_rows import rows_by_layers, rows_by_vmap, rows_one_by_one
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
@@ -57,7 +57,7 @@ def compare_preparation(benchmark_dir: Path, num_train: int) -> pd.DataFrame:
     Memory includes what the step has made.
     """
     rows = []
-    for what, route, step in [*STEPS, *language_model.steps(), *kronecker.steps(), *stores.steps()]:
+    for what, route, step in [*STEPS, *language_model.steps(), *kronecker.steps(), *factors.steps(), *stores.steps()]:
         measured = _in_own_process(_timed_step, step, benchmark_dir, num_train)
         rows.append({"what": what, "route": route, **measured})
     return pd.DataFrame(rows)

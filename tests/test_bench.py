@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench import factors
 from common.experiments import script
 
 ROOT = Path(__file__).parents[1]
@@ -58,5 +59,11 @@ def test_a_small_benchmark_times_all_routes_which_agree(run, tmp_path, capsys):
     assert sweep["eps_95"].between(0, 2).all()
     assert (table[["seconds", "peak_memory_bytes", "ratio_to_ours"]] > 0).all(axis=None)
     steps = {"sweep", "whole sweep", "gradients", "Gram matrix", "ground truth"}
-    assert set(table["what"]) - {"EK-FAC scores", "gradients of GPT-2"} == steps | {"store of sjlt", "store of normal"}
+    steps |= {"store of sjlt", "store of normal", factors.SMALL, factors.LARGE}
+    assert set(table["what"]) - {"EK-FAC scores", "gradients of GPT-2"} == steps
+        "store of sjlt",
+        "store of normal",
+        factors.SMALL,
+        factors.LARGE,
+    }
     assert "in standard deviations: coordinates" in capsys.readouterr().out
