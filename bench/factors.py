@@ -57,15 +57,13 @@ def samples_by_sjlt(workload, model) -> Callable[[], Tensor]:
 def layer_by_tensorsketch(workload, model) -> Callable[[], Tensor]:
     """Return what projects made-up factors of one layer to (4, 4,096)."""
     parameter, share = _layer()
-    sketch = TensorSketch((parameter,), SIDE, 0, 0)
-    return lambda: sketch.rows([share], torch.ones(SAMPLES, dtype=torch.float64))
+    return _warm(TensorSketch((parameter,), SIDE, 0, 0), share)
 
 
 def layer_by_kronecker(workload, model) -> Callable[[], Tensor]:
     """Return the same by ranks of 64 and 64."""
     parameter, share = _layer()
-    sketch = KroneckerSketch((parameter,), SIDE, 0, 0, lambda parameters, _: fixed_sizes(parameters, RANK, RANK))
-    return lambda: sketch.rows([share], torch.ones(SAMPLES, dtype=torch.float64))
+    return _warm(KroneckerSketch((parameter,), SIDE, 0, 0, lambda p, _: fixed_sizes(p, RANK, RANK)), share)
 
 
 def layer_by_sjlt(workload, model) -> Callable[[], Tensor]:
@@ -82,6 +80,16 @@ def layer_by_sjlt(workload, model) -> Callable[[], Tensor]:
             row.index_add_(0, buckets, (errors.T @ inputs).flatten() * signs)
         return total
 
+    return run
+
+
+def _warm(sketch: FactoredSketch, share: ParameterFactors) -> Callable[[], Tensor]:
+    """Return the sketch of all samples, after a first call: plans of Fourier transforms are made once."""
+
+    def run() -> Tensor:
+        return sketch.rows([share], torch.ones(SAMPLES, dtype=torch.float64))
+
+    run()
     return run
 
 
