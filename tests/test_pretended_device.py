@@ -6,6 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,10 @@ import faithfulness_utility
 import hyperparam_selection
 import spectrum_bounds
 from common.experiments import arguments, script
+from common.experiments.projecting.filling import fill, make_writers
+from common.experiments.projecting.subject import prepare
+from common.foundations.distributed import ALONE
+from tests.experiments.projecting.cases import options as projecting_options
 from tests.pretended_device import CUDA, MixedDevicesError, PretendedTensor, pretended_device
 from tests.tiny import write_tiny
 
@@ -139,3 +144,18 @@ def test_scores_of_pairs_of_test_samples_meet_no_other_device(folder, proj_type)
         found = run_script(folder, "spectrum_bounds", "cuda", *options)
     for name, table in found.items():
         pd.testing.assert_frame_equal(table, expected[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rademacher", "sjlt", "tensorsketch", "kronecker"])
+def test_a_store_is_filled_without_a_meeting_of_devices(folder, tmp_path, kind):
+    def project(device: str) -> None:
+        subject = prepare(projecting_options(folder, kind=kind, device=device), ALONE)
+        for writer in make_writers(tmp_path / device, subject):
+            fill(writer, subject, ALONE)
+
+    project("cpu")
+    with pretended_device():
+        project("cuda")
+    for array in ("train/projected.npy", "train/norms.npy", "test/projected.npy"):
+        found, expected = (np.load(tmp_path / device / array) for device in ("cuda", "cpu"))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
