@@ -68,6 +68,28 @@ def test_a_second_run_needs_no_gradient_and_gives_the_same_bytes(run, monkeypatc
         assert (second / name).read_bytes() == (first / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_reference_sketch_takes_the_place_of_exact_scores_and_leaves_those_of_sketches_as_they_are(run):
+    options = (*TOY, "--proj_type", "sjlt", "--lambda_exp_max", "0")
+    _, _, _, exact = run(*options, output="exact")
+    status, _, _, seen = run(*options, "--reference", "sketch", "--reference_m", "2048", output="seen")
+    assert status == 0
+    both = [pd.read_csv(folder / "summary.csv") for folder in (exact, seen)]
+    assert set(both[1]) - set(both[0]) == {"val_lds_reference_loss", "test_lds_reference_loss"}
+    # λ between those of the grid are the predicted best ones, which need not be the same
+    grid = both[0].merge(both[1], on=["m", "lambda"], suffixes=("", "_seen"))
+    sketched, unsketched = grid[np.isfinite(grid["m"])], grid[np.isinf(grid["m"])]
+    assert len(sketched) >= 16
+    # ranks of scores that are nearly equal may turn
+    assert (sketched["test_lds_seen"] - sketched["test_lds"]).abs().max() < 1e-3
+    assert len(unsketched) == 4
+    loss = unsketched["test_lds_reference_loss"]
+    assert (loss > 0).all()
+    left = unsketched["test_lds_seen"] + loss - unsketched["test_lds"]
+    # one reference: its own LDS strays by about what it loses
+    assert (left.abs() < 2 * loss).all(), unsketched
+
+
 def test_the_choice_maximises_validation_lds_at_the_largest_m_and_never_sees_test_lds(run):
     _, _, _, folder = run(*TOY)
     chosen = json.loads((folder / "selection.json").read_text())
