@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.sketches import matrices, moment_sketch
 from common.sketches.geometry import ScoredVectors
@@ -75,6 +76,30 @@ def test_every_size_of_every_trial_scores_as_the_sketch_of_stored_rows_does(kind
             for ridge in (1e-3, 1.0):
                 scores = sketched_self_influence(found, ridge), sketched_self_influence(expected, ridge)
                 torch.testing.assert_close(*scores, rtol=1e-4, atol=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of numbers in the largest tensor that was made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.size = max(self.size, result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+@pytest.mark.parametrize("kind", ["normal", "sjlt"])
+def test_no_tensor_grows_with_samples_times_anything(kind):
+    """2,000 samples, of which n M would be 64,000 numbers, n d 180,000, n² 4,000,000."""
+    gradients = PassingGradients(normal(0, 2000, D))
+    sketch = Sketch(make_projector(kind, 5), MAX_M, 0)
+    with LargestTensor() as largest:
+        (found,) = collect_moments(gradients, [sketch], 2000, None)
+        project_samples(gradients, [sketch], torch.arange(3))
+    assert found.second.shape == (MAX_M, MAX_M)
+    assert largest.size <= 2 * MAX_M * D
 
 
 @pytest.mark.parametrize(("trials_a_pass", "passes"), [(1, 5), (2, 3), (100, 1)])
