@@ -206,7 +206,8 @@ def test_every_command_of_an_experiment_runs(words, tmp_path, toy_benchmarks):
     """At toy size, where later options replace earlier ones; bench.py has a test of its own."""
     name, *options = words
     kept = ["--benchmark_dir", str(toy_benchmarks), "--cache_dir", str(toy_benchmarks / "cache")]
-    assert run(name, *options, *TOY, *TOY_OWN[name], *kept, "--output_dir", str(tmp_path)) == 0
+    reference = ["--reference_m", "256"] if "--reference" in options else []
+    assert run(name, *options, *TOY, *TOY_OWN[name], *reference, *kept, "--output_dir", str(tmp_path)) == 0
     assert list(tmp_path.glob(f"{Path(name).stem}/*/config.json"))
 
 
