@@ -163,8 +163,11 @@ def report(lds: pd.DataFrame, summary: pd.DataFrame) -> None:
         print(f"joint sketches of {sizes} sizes (m_A, m_E) were too large to be drawn: they are predicted alone")
     if line := _gaps(summary):
         print(line)
-    for table, what in ((summary, "ratios of self-influence"), (lds, "rank correlations of queries")):
-        if bad := bad_values(table, what):
+    for table, what, file in (
+        (summary, "ratios of self-influence", "summary.csv"),
+        (lds, "rank correlations of queries", "lds.csv"),
+    ):
+        if bad := bad_values(table, what, file):
             print(bad)
 
 

@@ -212,14 +212,14 @@ def _describe(request: RunRequest) -> dict:
     }
 
 
-def bad_values(summary: pd.DataFrame, what: str) -> str | None:
-    """Return one line that says how many values of `summary` (columns ..num_bad) were not finite; None where none."""
+def bad_values(summary: pd.DataFrame, what: str, file: str = "summary.csv") -> str | None:
+    """Return one line that says how many values of a table (columns ..num_bad) were not finite; None where none."""
     names = [name for name in summary.columns if name.endswith("num_bad") and summary[name].any()]
     counts = {name: int(summary[name].sum()) for name in names}
     if not counts:
         return None
     where = ", ".join(f"{count} in {name}" for name, count in counts.items())
-    return f"warning: {what} that are not finite are counted and left out of every mean: {where} of summary.csv"
+    return f"warning: {what} that are not finite are counted and left out of every mean: {where} of {file}"
 
 
 def subject_name(subject: WorkloadChoice | Path) -> str:

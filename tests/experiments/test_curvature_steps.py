@@ -40,7 +40,9 @@ def test_the_report_says_what_could_not_be_drawn(capsys):
 def test_the_report_counts_what_is_not_finite(where, capsys):
     bad_lds = lds(test_num_bad=3) if where == "lds" else lds()
     curvature_steps.report(bad_lds, summary(num_bad=1 if where == "summary" else 0))
-    assert "that are not finite are counted and left out of every mean" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "that are not finite are counted and left out of every mean" in out
+    assert out.strip().endswith(f"of {where}.csv")
 
 
 def test_a_run_whose_correlations_are_all_undefined_reports_no_best_ridge(capsys):
