@@ -20,6 +20,7 @@ from common.experiments.figures import (
     ridge_label,
     save_figure,
 )
+from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum, effective_dimension
 
 
@@ -79,13 +80,15 @@ def _draw_eigenvalues(axes: Axes, spectrum: Spectrum) -> None:
     floor = positive[0].item() * torch.finfo(torch.float64).eps
     axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
     axes.annotate("float64 rounding", (1, floor), xytext=(0, 3), textcoords="offset points", fontsize=7.5)
-    axes.set(
-        xscale="log", yscale="log", xlabel="index", ylabel="eigenvalue of F", title="Spectrum of the Fisher matrix"
-    )
+    of, title = "F", "Spectrum of the Fisher matrix"
+    if isinstance(spectrum, SketchedSpectrum):
+        of, title = "$PFP^T$", f"Spectrum of the reference sketch, M = {spectrum.size}"
+    axes.set(xscale="log", yscale="log", xlabel="index", ylabel=f"eigenvalue of {of}", title=title)
 
 
 def draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: pd.DataFrame) -> list[Annotation]:
     """Draw d_λ over λ and return its labels, from left to right; `table` has the λ of the run."""
+    of_sketch = isinstance(spectrum, SketchedSpectrum)
     ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
     axes.plot(ridges, effective_dimension(spectrum, ridges) / rank, color="#0072B2")
     used = table.drop_duplicates("lambda")
@@ -105,7 +108,7 @@ def draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: p
         yscale="log",
         xlabel="λ",
         ylabel="$d_λ$ / rank",
-        title=f"Effective dimension, rank {rank}",
+        title=f"Effective dimension, rank {'of the reference ' if of_sketch else ''}{rank}",
     )
     axes.set_ylim(1e-6, 4)
     legend_below(axes, ncols=1)

@@ -10,6 +10,7 @@ import torch
 from common.experiments import spectrum_figure
 from common.experiments.cells import Cells
 from common.experiments.error_sweep import predict
+from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.geometries import geometry_from
@@ -207,3 +208,15 @@ def test_figures_are_closed_and_styles_restored(draw, geometry):
 def test_measured_tables_may_have_more_columns(draw, geometry):
     table = make_table(geometry).assign(corrected_eps_95=0.1, num_bad=0)
     assert len(points(draw(pd.concat([table])).axes[0])) == len(RIDGES)
+
+
+def test_what_a_reference_sketch_shows_is_not_called_the_spectrum_of_f(geometry, tmp_path):
+    spectrum = SketchedSpectrum(geometry.eigenvalues)
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spectrum_figure, "save_figure", lambda figure, folder: figures.append(figure))
+        spectrum_figure.draw_spectrum_bounds(tmp_path, make_table(geometry), spectrum, geometry.rank, TITLE)
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles[2] == f"Spectrum of the reference sketch, M = {spectrum.size}"
+    assert titles[3] == f"Effective dimension, rank of the reference {geometry.rank}"
+    assert figures[0].axes[2].get_ylabel() == "eigenvalue of $PFP^T$"
