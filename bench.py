@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from bench import MIN_M
-from common.experiments import arguments, script
+from common.experiments import arguments, option_values, script
 from common.foundations.errors import UserError
 from common.foundations.storage import make_folder, write_atomically
 
@@ -35,8 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = arguments.OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("results"), help="folder of results")
     parser.add_argument("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of the checkpoint")
-    parser.add_argument("--num_train", type=arguments.positive_int, default=1000, help="n")
-    parser.add_argument("--max_m", type=arguments.power_of_two, default=4096, help="largest projection dimension")
+    parser.add_argument("--num_train", type=option_values.positive_int, default=1000, help="n")
+    parser.add_argument("--max_m", type=option_values.power_of_two, default=4096, help="largest projection dimension")
     args = parser.parse_args()
     if args.num_train < 8:
         raise UserError(f"--num_train {args.num_train}: growth is measured down to a quarter of it, at least 8 needed")

@@ -8,7 +8,7 @@ Writes tables and a figure to results/factorized_influence/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, ground_truth_arguments, script
+from common.experiments import arguments, ground_truth_arguments, option_values, script
 from common.experiments.options import CurvatureOptions, RunRequest
 from common.experiments.run import Run
 
@@ -18,8 +18,8 @@ def parse_arguments() -> tuple[CurvatureOptions, RunRequest]:
     parser = arguments.make_workload_parser(__doc__)
     ground_truth_arguments.add_ground_truth_options(parser)
     add = parser.add_argument
-    add("--m_a", type=arguments.dimensions, default="16,32,64,128,256", help="rows of the sketch of A, with commas")
-    add("--m_e", type=arguments.dimensions, default="8,32,128", help="rows of the sketch of E, with commas")
+    add("--m_a", type=option_values.dimensions, default="16,32,64,128,256", help="rows of the sketch of A, with commas")
+    add("--m_e", type=option_values.dimensions, default="8,32,128", help="rows of the sketch of E, with commas")
     args = arguments.parse_workload_options(parser)
     selection = ground_truth_arguments.selection_options(args, arguments.unsketched_options(args))
     m_a, m_e = (tuple(map(int, text.split(","))) for text in (args.m_a, args.m_e))

@@ -7,7 +7,7 @@ tables, a verdict and a figure to results/faithfulness_utility/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, ground_truth_arguments, pair_arguments, script
+from common.experiments import arguments, ground_truth_arguments, option_values, pair_arguments, script
 from common.experiments.options import FaithfulnessOptions, RunRequest
 from common.experiments.run import Run
 
@@ -19,7 +19,7 @@ def parse_arguments() -> tuple[FaithfulnessOptions, RunRequest]:
     pair_arguments.add_num_train_grads(parser)
     parser.add_argument(
         "--faithfulness_threshold",
-        type=arguments.open_unit_float,
+        type=option_values.open_unit_float,
         default=0.01,
         help="largest ε_95 of cross scores that counts as faithful",
     )

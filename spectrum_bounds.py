@@ -7,7 +7,7 @@ results/spectrum_bounds/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, pair_arguments, script
+from common.experiments import arguments, option_values, pair_arguments, script
 from common.experiments.options import BoundsOptions, RunRequest
 from common.experiments.run import Run
 
@@ -19,8 +19,8 @@ def parse_arguments() -> tuple[BoundsOptions, RunRequest]:
     add("--test_mode", choices=("self", "test"), default="self", help="query gradients: training or test samples")
     add("--scores", choices=("self", "cross"), default="self", help="self-influence, or scores of training gradients")
     pair_arguments.add_num_train_grads(parser)
-    add("--min_d_lambda", type=arguments.non_negative_float, default=5.0, help="skip λ with d_λ below this")
-    add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that the recommended m must reach")
+    add("--min_d_lambda", type=option_values.non_negative_float, default=5.0, help="skip λ with d_λ below this")
+    add("--target_eps", type=option_values.open_unit_float, default=0.1, help="error that the recommended m must reach")
     args = arguments.parse(parser)
     shared = arguments.shared_options(args, query_kind=args.test_mode)
     cross = pair_arguments.cross_choice(args)

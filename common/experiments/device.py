@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.experiments.arguments import NO_CUDA
+from common.experiments.option_checks import NO_CUDA
 from common.foundations.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from common.experiments import arguments
+from common.experiments import option_values
 from common.experiments.options import SelectionOptions, SharedOptions
 from common.foundations.errors import UserError
 
@@ -12,8 +12,8 @@ from common.foundations.errors import UserError
 def add_ground_truth_options(parser: argparse.ArgumentParser) -> None:
     """Add --val_ratio and --num_subsets."""
     add = parser.add_argument
-    add("--val_ratio", type=arguments.open_unit_float, default=0.1, help="share of the queries that select λ and m")
-    add("--num_subsets", type=arguments.positive_int, default=50, help="subset models behind the ground truth")
+    add("--val_ratio", type=option_values.open_unit_float, default=0.1, help="share of the queries that select λ and m")
+    add("--num_subsets", type=option_values.positive_int, default=50, help="subset models behind the ground truth")
 
 
 def selection_options(args: argparse.Namespace, shared: SharedOptions) -> SelectionOptions:

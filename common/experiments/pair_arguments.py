@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from common.experiments.arguments import positive_int
+from common.experiments.option_values import positive_int
 from common.experiments.options import CrossChoice
 from common.foundations.errors import UserError
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.experiments import arguments
+from common.experiments import arguments, option_checks
 from common.experiments.preparation import prepare
 from common.experiments.run import Run
 
@@ -17,7 +17,7 @@ def start(tmp_path, toy_benchmarks):
         parser = arguments.make_parser("", min_m=1)
         folders = ["--output_dir", tmp_path, "--benchmark_dir", toy_benchmarks, "--cache_dir", tmp_path / "cache"]
         args = parser.parse_args([*toy, *map(str, folders), *options])
-        arguments.check_shared_options(args)
+        option_checks.check_shared_options(args)
         run = Run(arguments.run_request("toy", args, parser))
         shared = arguments.shared_options(args, kind)
         return shared, run, prepare(shared, run, num_subsets)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.experiments import arguments
+from common.experiments import arguments, option_checks, option_values
 from common.foundations.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ def parse(*options, min_m=1):
     parser = arguments.OneLineParser(prog="script.py")
     arguments.add_shared_options(parser, min_m)
     args = parser.parse_args(list(options))
-    arguments.check_shared_options(args)
+    option_checks.check_shared_options(args)
     return args
 
 
@@ -96,13 +96,13 @@ def test_a_bad_value_is_one_line_with_the_value_and_status_2(options, capsys):
 @pytest.mark.parametrize(
     ("parser", "good", "bad"),
     [
-        (arguments.positive_int, {"1": 1, "007": 7}, ["0", "-1", "1e3", "inf", "nan", "", "1000001"]),
-        (arguments.dimension, {"1": 1, str(2**40): 2**40}, ["0", "-1", "1.5", str(2**40 + 1)]),
-        (arguments.seed_int, {"0": 0, "12": 12}, ["-1", "0.0"]),
-        (arguments.ridge_exponent, {"-300": -300, "0": 0, "300": 300}, ["-301", "301", "1e2"]),
-        (arguments.non_negative_float, {"0": 0.0, "2.5": 2.5, "1e-3": 1e-3}, ["-1e-9", "nan", "inf", "1e999", "x"]),
-        (arguments.open_unit_float, {"0.1": 0.1, "1e-9": 1e-9}, ["0", "1", "nan", "-0.5", "2", "1e-300"]),
-        (arguments.power_of_two, {"1": 1, "2": 2, "1024": 1024}, ["0", "3", "-2", "6", "2.0"]),
+        (option_values.positive_int, {"1": 1, "007": 7}, ["0", "-1", "1e3", "inf", "nan", "", "1000001"]),
+        (option_values.dimension, {"1": 1, str(2**40): 2**40}, ["0", "-1", "1.5", str(2**40 + 1)]),
+        (option_values.seed_int, {"0": 0, "12": 12}, ["-1", "0.0"]),
+        (option_values.ridge_exponent, {"-300": -300, "0": 0, "300": 300}, ["-301", "301", "1e2"]),
+        (option_values.non_negative_float, {"0": 0.0, "2.5": 2.5, "1e-3": 1e-3}, ["-1e-9", "nan", "inf", "1e999", "x"]),
+        (option_values.open_unit_float, {"0.1": 0.1, "1e-9": 1e-9}, ["0", "1", "nan", "-0.5", "2", "1e-300"]),
+        (option_values.power_of_two, {"1": 1, "2": 2, "1024": 1024}, ["0", "3", "-2", "6", "2.0"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from common.experiments import arguments
+from common.experiments import arguments, option_checks, option_values
 from common.experiments import run as run_module
 from common.experiments.options import Option
 from common.experiments.run import Run, git_commit, variant
@@ -26,15 +26,15 @@ def make_parser():
     parser = arguments.OneLineParser(prog="script.py")
     arguments.add_shared_options(parser, min_m=1)
     parser.add_argument("--test_mode", choices=("self", "test"), default="self")
-    parser.add_argument("--min_d_lambda", type=arguments.non_negative_float, default=5.0)
-    parser.add_argument("--target_eps", type=arguments.open_unit_float, default=0.1)
+    parser.add_argument("--min_d_lambda", type=option_values.non_negative_float, default=5.0)
+    parser.add_argument("--target_eps", type=option_values.open_unit_float, default=0.1)
     return parser
 
 
 def make_run(tmp_path, *options):
     parser = make_parser()
     args = parser.parse_args(["--output_dir", str(tmp_path), *options])
-    arguments.check_shared_options(args)
+    option_checks.check_shared_options(args)
     return Run(arguments.run_request("experiment", args, parser))
 
 

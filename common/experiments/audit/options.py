@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.experiments import arguments
+from common.experiments import arguments, option_values
 from common.experiments.options import DEFAULT_TIMEOUT, Option, RunRequest
 from common.foundations.errors import UserError
 
@@ -84,17 +84,19 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
         default=None,
         help="law of P; default: as stored, else normal",
     )
-    add("--lambda_exp_min", type=arguments.ridge_exponent, default=None, help="smallest ridge is 10 to this power")
-    add("--lambda_exp_max", type=arguments.ridge_exponent, default=None, help="largest ridge is 10 to this power")
-    add("--ridge", type=arguments.positive_float, default=None, help="ridge λ of the scores; default: chosen")
-    add("--target_eps", type=arguments.open_unit_float, default=0.1, help="error that m and λ must reach")
-    add("--top_k", type=arguments.positive_int, default=20, help="training rows listed for each query and sign")
+    add("--lambda_exp_min", type=option_values.ridge_exponent, default=None, help="smallest ridge is 10 to this power")
+    add("--lambda_exp_max", type=option_values.ridge_exponent, default=None, help="largest ridge is 10 to this power")
+    add("--ridge", type=option_values.positive_float, default=None, help="ridge λ of the scores; default: chosen")
+    add("--target_eps", type=option_values.open_unit_float, default=0.1, help="error that m and λ must reach")
+    add("--top_k", type=option_values.positive_int, default=20, help="training rows listed for each query and sign")
     add("--ground_truth", type=Path, nargs="+", default=None, help="folder, or file of subsets and file of losses")
-    add("--val_ratio", type=arguments.open_unit_float, default=0.1, help="share of the queries that select λ by LDS")
+    add(
+        "--val_ratio", type=option_values.open_unit_float, default=0.1, help="share of the queries that select λ by LDS"
+    )
     add("--write_scores", type=Path, default=None, help="folder for all scores and their standard errors")
-    add("--num_test_grads", type=arguments.positive_int, default=500, help="queries behind the tables of errors")
+    add("--num_test_grads", type=option_values.positive_int, default=500, help="queries behind the tables of errors")
     add("--output_dir", type=Path, default=Path("results"), help="folder of results")
-    add("--seed", type=arguments.seed_int, default=42, help="seed of the samples of rows and pairs")
+    add("--seed", type=option_values.seed_int, default=42, help="seed of the samples of rows and pairs")
     arguments.add_timeout(parser)
     args = parser.parse_args()
     if args.train is None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.experiments import arguments
+from common.experiments import arguments, option_checks, option_values
 from common.experiments.options import WorkloadChoice
 from common.foundations.errors import UserError
 
@@ -58,10 +58,10 @@ def parse(description: str) -> ProjectOptions:
     add = parser.add_argument
     add("--modules", nargs="+", default=None, help="patterns of parameters to use, !PATTERN to leave out; default: all")
     add("--proj_type", choices=KINDS, default="sjlt", help="law of the projection")
-    add("--m", type=arguments.dimension, default=4096, help="numbers a row of the store")
+    add("--m", type=option_values.dimension, default=4096, help="numbers a row of the store")
     add(
         "--kronecker_ranks",
-        type=arguments.two_ranks,
+        type=option_values.two_ranks,
         default=None,
         metavar="A,B",
         help="kronecker: every layer's columns become A numbers and its rows B, whatever --m",
@@ -71,10 +71,15 @@ def parse(description: str) -> ProjectOptions:
     add(
         "--scale", choices=("unit", "none"), default=None, help="unit rows or not; default: unit for float16, else none"
     )
-    add("--limit", type=arguments.positive_int, default=None, help="trial run on so many samples, which writes nothing")
+    add(
+        "--limit",
+        type=option_values.positive_int,
+        default=None,
+        help="trial run on so many samples, which writes nothing",
+    )
     arguments.add_timeout(parser)
     args = parser.parse_args()
-    arguments.check_model_options(args)
+    option_checks.check_model_options(args)
     if args.store is None and args.limit is None:
         raise UserError("--store: name the folder of the store, or ask for a trial run with --limit")
     if args.kronecker_ranks is not None and args.proj_type != "kronecker":
