@@ -13,7 +13,7 @@ import torch
 import factorized_influence
 import hyperparam_selection
 from common.curvature import fisher, sketches
-from common.experiments import arguments, curvature_figure, curvature_sweep, lds_figure, script
+from common.experiments import curvature_figure, curvature_sweep, lds_figure, option_checks, script
 from tests.layer_cases import SAME_EVEN_KERNEL
 from tests.pretended_device import pretended_device
 from tests.tiny import write_tiny
@@ -148,7 +148,7 @@ def test_relative_ridges_are_in_units_of_each_curvature(run):
 
 @pytest.mark.usefixtures("no_figure")
 def test_on_a_pretended_gpu_no_two_devices_meet_and_the_numbers_are_those_of_the_cpu(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(arguments, "version", lambda name: "of a build with CUDA")
+    monkeypatch.setattr(option_checks, "version", lambda name: "of a build with CUDA")
     options = [*SIZES, "--cache_dir", str(tmp_path / "cache")]
     _, _, _, expected = run(*options, "--device", "cpu", output="cpu")
     with pretended_device():

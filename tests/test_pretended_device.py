@@ -14,7 +14,7 @@ import torch
 import faithfulness_utility
 import hyperparam_selection
 import spectrum_bounds
-from common.experiments import arguments, script
+from common.experiments import option_checks, script
 from common.experiments.projecting.filling import fill, make_writers
 from common.experiments.projecting.subject import prepare
 from common.foundations.distributed import ALONE
@@ -49,7 +49,7 @@ def run_script(folder: Path, experiment: str, device: str, *options: str) -> dic
     words += [f"--benchmark_dir={folder / 'benchmarks'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{experiment}.py", *words])
-        patch.setattr(arguments, "version", lambda name: "of a build with CUDA")
+        patch.setattr(option_checks, "version", lambda name: "of a build with CUDA")
         with pytest.raises(SystemExit) as stop:
             script.run_script(MAINS[experiment])
     assert stop.value.code == 0
