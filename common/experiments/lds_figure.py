@@ -151,7 +151,7 @@ def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimensio
     """
     ms, ridges = np.unique(predicted["m"]), np.unique(predicted["lambda"])
     lds = predicted.pivot(index="lambda", columns="m", values="predicted_val_lds").to_numpy()
-    mesh = axes.pcolormesh(ms, ridges, lds, cmap="cividis", shading="nearest", rasterized=True)
+    mesh = axes.pcolormesh(_log_edges(ms), _log_edges(ridges), lds, cmap="cividis", rasterized=True)
     axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
     known = [(one.m, one.predicted_lambda_star) for one in path if one.predicted_lambda_star is not None]
     if known:
@@ -173,3 +173,12 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = table.astype({"m": float})
     sketched = np.isfinite(table["m"])
     return table[sketched], table[~sketched]
+
+
+def _log_edges(values: np.ndarray) -> np.ndarray:
+    """Return the (k + 1,) borders of cells around (k,) ascending values, half-way on a log axis."""
+    logs = np.log10(values)
+    between = (logs[1:] + logs[:-1]) / 2
+    low, high = (logs[0] - between[0], between[-1] - logs[-1]) if len(between) else (0.5, 0.5)
+    # half of the nearest step on either side
+    return 10 ** np.concatenate([[logs[0] - abs(low)], between, [logs[-1] + abs(high)]])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from common.experiments import lds_figure
 from common.experiments.ridge_path import RidgeOfDimension
@@ -204,3 +205,13 @@ def test_a_choice_without_a_ridge_is_said_and_drawn_without_a_warning(draw):
     nothing = np.full((1, 4, 3), np.nan)
     grid = LdsGrid(np.array(MS), np.array(RIDGES), np.ones(3), nothing, nothing, np.ones(3), np.ones(3), 50)
     assert draw(summary, predicted, select(grid))[0].axes[2].get_title() == "no λ* exists"
+
+
+@pytest.mark.parametrize(("ms", "ridges"), [([64], [1.0]), ([64, 128], [1.0]), ([64], [1e-3, 1.0])])
+def test_the_map_of_a_single_size_or_ridge_has_room(ms, ridges):
+    cells = pd.MultiIndex.from_product([ms, ridges], names=["m", "lambda"]).to_frame(index=False)
+    axes = Figure().subplots()
+    lds_figure.draw_map(axes, cells.assign(predicted_val_lds=0.5, predicted_eps_95=0.1), [])
+    edges = axes.collections[0].get_coordinates()
+    assert (edges[0, 0] < [min(ms), min(ridges)]).all()
+    assert (edges[-1, -1] > [max(ms), max(ridges)]).all()
