@@ -110,6 +110,9 @@ def _draw_effective_dimension(axes: Axes, table: pd.DataFrame, selection: Select
         axes.axhline(selection.d_lambda_star, color="black", linestyle=":", linewidth=1)
         legend_below(axes, ncols=1)
     axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="$d_λ$", title="Effective dimension")
+    if len(exact) == 1:  # lines through the only point leave the axes no extent of their own
+        (point,) = exact[["lambda", "d_lambda"]].itertuples(index=False)
+        axes.set(xlim=_log_edges(point[:1]), ylim=_log_edges(point[1:]))
 
 
 def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -> None:
@@ -175,7 +178,7 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table[sketched], table[~sketched]
 
 
-def _log_edges(values: np.ndarray) -> np.ndarray:
+def _log_edges(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the (k + 1,) borders of cells around (k,) ascending values, half-way on a log axis."""
     logs = np.log10(values)
     between = (logs[1:] + logs[:-1]) / 2
