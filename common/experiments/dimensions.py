@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from common.experiments.options import Grid, SketchOptions
 from common.foundations.errors import UserError
-from common.gradients.layer_factors import FlatParameter, flat_parameters
-from common.sketches.kronecker_sizes import KroneckerSizes, fixed_sizes, shared_sizes, smallest_m
+from common.gradients.layer_factors import flat_parameters
+from common.sketches.kronecker_sizes import sizes_rule, smallest_m
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def sweep_dimensions(grid: Grid, sketches: SketchOptions, model: nn.Module) -> D
     parameters = flat_parameters(model)
     num_parameters = parameters[-1].columns.stop
     if sketches.kronecker_ranks is not None:
-        total = sizes_rule(sketches)(parameters, 0).total
+        total = sizes_rule(sketches.kronecker_ranks)(parameters, 0).total
         if total >= num_parameters:
             ranks = "--kronecker_ranks {},{}".format(*sketches.kronecker_ranks)
             raise UserError(f"{ranks} makes {total} numbers of {num_parameters} parameters; it must make fewer")
@@ -50,11 +49,3 @@ def sweep_dimensions(grid: Grid, sketches: SketchOptions, model: nn.Module) -> D
             f"all vectors together)"
         )
     return Dimensions(possible, too_large, [m for m in used if m < smallest], smallest)
-
-
-def sizes_rule(sketches: SketchOptions) -> Callable[[tuple[FlatParameter, ...], int], KroneckerSizes]:
-    """Return what says how many numbers a Kronecker-factored sketch makes of each parameter, given all and m."""
-    if sketches.kronecker_ranks is None:
-        return shared_sizes
-    cols, rows = sketches.kronecker_ranks
-    return lambda parameters, _: fixed_sizes(parameters, cols, rows)

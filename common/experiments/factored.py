@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from common.experiments.dimensions import sizes_rule
 from common.experiments.options import SketchOptions
 from common.experiments.shared_sides import sample_sides
 from common.gradients.kept_rows import Gradients
@@ -17,6 +16,7 @@ from common.sketches.basis import Basis
 from common.sketches.factored import FactoredSketch
 from common.sketches.geometry import Geometry
 from common.sketches.kronecker import KroneckerSketch
+from common.sketches.kronecker_sizes import sizes_rule
 from common.sketches.sketchers import FactoredSketcher
 from common.sketches.tensorsketch import TensorSketch, transform_length
 from common.theory.column_sample import ColumnSample
@@ -34,7 +34,7 @@ def factored_sketcher(
     def make_sketch(trial: int) -> FactoredSketch:
         if options.proj_type == "tensorsketch":
             return TensorSketch(factors.parameters, max_m, options.seed, trial)
-        return KroneckerSketch(factors.parameters, max_m, options.seed, trial, sizes_rule(options))
+        return KroneckerSketch(factors.parameters, max_m, options.seed, trial, sizes_rule(options.kronecker_ranks))
 
     return FactoredSketcher(
         lambda: factors.batches(plan.examples, plan.batch_size, plan.device),

@@ -6,7 +6,7 @@ Reference: Choe, Ahn, Bae, Zhao, Kang, Chung, Pratapa, Neiswanger, Strubell, Mit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class KroneckerSketch(FactoredSketch):
         max_m: int,
         seed: int,
         trial: int,
-        sizes: Callable[[tuple[FlatParameter, ...], int], KroneckerSizes] = shared_sizes,
+        sizes: Callable[[Sequence[FlatParameter], int], KroneckerSizes] = shared_sizes,
     ):
         self.parameters, self.max_m, self._sizes = parameters, max_m, sizes
         self._matrices = [p for p in parameters if p.is_matrix]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -51,6 +51,17 @@ def fixed_sizes(parameters: Sequence[FlatParameter], cols: int, rows: int) -> Kr
     sides = tuple((min(rows, p.rows), min(cols, p.cols)) for p in parameters if p.is_matrix)
     num_vectors = sum(p.rows * p.cols for p in parameters if not p.is_matrix)
     return KroneckerSizes(sides, _vector_size(num_vectors, rows * cols) if num_vectors else 0)
+
+
+def sizes_rule(ranks: tuple[int, int] | None) -> Callable[[Sequence[FlatParameter], int], KroneckerSizes]:
+    """Return what says how many numbers a sketch of size m has of each parameter: `fixed_sizes` of (cols, rows) ranks.
+
+    None stands for `shared_sizes`.
+    """
+    if ranks is None:
+        return shared_sizes
+    cols, rows = ranks
+    return lambda parameters, _: fixed_sizes(parameters, cols, rows)
 
 
 def smallest_m(parameters: Sequence[FlatParameter]) -> int:

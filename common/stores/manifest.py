@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from common.foundations.errors import UserError
+from common.stores.store import Module
 
 FORMAT = "influence-sketch-lab projected gradients"
 VERSION = 1
@@ -31,18 +32,6 @@ PARTS = ("train", "test")
 NUMPY_NAMES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<V2"}
 FEWEST_ROWS = 256
 MOST_RANGES = 2**16
-
-
-@dataclass(frozen=True)
-class Span:
-    """Columns that belong to one parameter or module."""
-
-    name: str
-    """As the model has it."""
-    start: int
-    """First column."""
-    stop: int
-    """Column behind the last one."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +54,9 @@ class StoreIdentity:
     """Columns of P: numbers of an unprojected gradient."""
     dtype: str
     """float32, float16 or bfloat16."""
-    parameters: tuple[Span, ...]
+    parameters: tuple[Module, ...]
     """Columns of P, by parameter of the model."""
-    modules: tuple[Span, ...]
+    modules: tuple[Module, ...]
     """Columns of the store, by module, where each module has a projection of its own; else empty."""
     checkpoint: str
     """sha256 (hex) of names, shapes and values of the model's weights."""

@@ -55,7 +55,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Module:
-    """Columns that belong to one module of the model."""
+    """Columns that belong to one module or parameter of the model."""
 
     name: str
     """As the store has it."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.stores.manifest import Span, StoreIdentity
-from common.stores.store import Store
+from common.stores.manifest import StoreIdentity
+from common.stores.store import Module, Store
 from common.stores.writer import StoreWriter
 
 
@@ -36,7 +36,7 @@ def identity(**changes) -> StoreIdentity:
     """Return what a small part of a store is made of."""
     plain = StoreIdentity(
         part="train", kind="sjlt", m=6, seed=1, scale="none", n=11, d=40, dtype="float32",
-        parameters=(Span("weight", 0, 40),), modules=(), checkpoint="c", data="d",
+        parameters=(Module("weight", 0, 40),), modules=(), checkpoint="c", data="d",
         device="cpu", torch="2", rows_a_range=4,
     )  # fmt: skip
     return replace(plain, **changes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -24,11 +23,12 @@ from common.gradients.planning import GradientPlan, plan_gradients
 from common.gradients.verification import Subject
 from common.sketches.factor_projection import FactorProjection
 from common.sketches.kronecker import KroneckerSketch
-from common.sketches.kronecker_sizes import fixed_sizes, shared_sizes, smallest_m
+from common.sketches.kronecker_sizes import sizes_rule, smallest_m
 from common.sketches.row_projection import make_row_projection
 from common.sketches.sample_projection import GradientRows, SampleProjection
 from common.sketches.tensorsketch import TensorSketch
-from common.stores.manifest import PARTS, Span, StoreIdentity, rows_a_range
+from common.stores.manifest import PARTS, StoreIdentity, rows_a_range
+from common.stores.store import Module
 from common.workloads.records import Examples
 
 
@@ -122,13 +122,9 @@ def leave_out(model: nn.Module, patterns: tuple[str, ...]) -> None:
         raise UserError(f"--modules {' '.join(patterns)} leaves no parameter of the model")
 
 
-def parameter_spans(model: nn.Module) -> tuple[Span, ...]:
+def parameter_spans(model: nn.Module) -> tuple[Module, ...]:
     """Return the columns of a flat gradient that belong to each trained parameter."""
-    spans, start = [], 0
-    for name, parameter in trainable_parameters(model).items():
-        spans.append(Span(name, start, start + math.prod(parameter.shape)))
-        start = spans[-1].stop
-    return tuple(spans)
+    return tuple(Module(p.name, p.columns.start, p.columns.stop) for p in flat_parameters(model))
 
 
 def _untimed(name: str) -> contextlib.AbstractContextManager[None]:
@@ -137,7 +133,7 @@ def _untimed(name: str) -> contextlib.AbstractContextManager[None]:
 
 def _projection(
     options: ProjectOptions, plan: GradientPlan, routes: Routes, dim: int
-) -> tuple[SampleProjection, tuple[Span, ...]]:
+) -> tuple[SampleProjection, tuple[Module, ...]]:
     """Return what projects samples, and the store's columns of each module that has a projection of its own."""
     model, loss = plan.model, plan.workload.loss
     if options.kind not in ("tensorsketch", "kronecker"):
@@ -151,11 +147,10 @@ def _projection(
     fewest = smallest_m(parameters)
     if ranks is None and options.m < fewest:
         raise UserError(f"--m {options.m}: kronecker needs one number for each of {fewest} blocks at least")
-    sizes = (lambda p, _: fixed_sizes(p, *ranks)) if ranks else shared_sizes
-    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes)
+    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes_rule(ranks))
     blocks, start = [], 0
     for name, size in kronecker.block_sizes(options.m):
-        blocks.append(Span(name, start, start + size))
+        blocks.append(Module(name, start, start + size))
         start += size
     if start >= dim:
         raise UserError(f"--kronecker_ranks makes {start} numbers of {dim} parameters; it must make fewer")
