@@ -16,9 +16,8 @@ from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.streamed_rows import StreamedGradients
 from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import SketchedProblem
-from common.sketches.matrices import DenseMatrix, SparseMatrix
-from common.sketches.projectors import DenseProjector, Projector, SjltProjector
-from common.sketches.row_projection import DenseRowProjection, RowProjection, SparseRowProjection
+from common.sketches.projectors import Projector
+from common.sketches.row_projection import RowProjection, row_projection_by
 
 # a trial is numbered below a million, so that no trial sketch shares random numbers with the reference
 REFERENCE_TRIAL = 1_000_003
@@ -39,19 +38,11 @@ class Sketch:
 
     def of_rows(self, gradients: StreamedGradients) -> RowProjection:
         """Return P as it is applied to rows."""
-        law, d = self.projector, gradients.num_columns
-        if isinstance(law, SjltProjector):
-            matrix = SparseMatrix(self.size, law.sparsity, law.seed, self.trial)
-            return SparseRowProjection(matrix, d, gradients.device)
-        if isinstance(law, DenseProjector):
-            return DenseRowProjection(DenseMatrix(law.kind, self.size, law.seed, self.trial), d)
-        raise ValueError(f"{type(law).__name__} has no projection of rows")
+        return row_projection_by(self.projector.matrix(self.size, self.trial), gradients.num_columns, gradients.device)
 
     def reduce(self, columns: Tensor, m: int) -> Tensor:
         """Return (m, q) columns PᵐX of a smaller sketch from the (size, q) columns PX of this one."""
-        # what a projector reduces are unscaled entries, ±1 in an SJLT, of variance 1 in a dense P
-        unscale = self.projector.sparsity if isinstance(self.projector, SjltProjector) else self.size
-        return self.projector.reduce(columns * unscale**0.5, m)
+        return self.projector.reduce(columns * self.projector.scale(self.size), m)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,14 @@ class Projector(ABC):
         self.seed = seed
 
     @abstractmethod
+    def matrix(self, m: int, trial: int) -> DenseMatrix | SparseMatrix:
+        """Return P of m rows."""
+
+    @abstractmethod
+    def scale(self, m: int) -> float:
+        """Return what the unscaled entries of a sketch of size m are divided by."""
+
+    @abstractmethod
     def project(self, gradients: Columns, max_m: int, trial: int) -> Tensor:
         """Return the unscaled (max_m, N) float32 sketch of the rows scaled to unit length."""
 
@@ -69,8 +77,14 @@ class DenseProjector(Projector):
         super().__init__(seed)
         self.kind = kind
 
+    def matrix(self, m, trial):
+        return DenseMatrix(self.kind, m, self.seed, trial)
+
+    def scale(self, m):
+        return m**0.5
+
     def project(self, gradients, max_m, trial):
-        matrix = DenseMatrix(self.kind, max_m, self.seed, trial)
+        matrix = self.matrix(max_m, trial)
         projected = None
         for tile, block in _tiles(gradients.unit_blocks(), matrix.tile_width):
             entries = matrix.tile(tile, block.device)
@@ -80,7 +94,7 @@ class DenseProjector(Projector):
         return projected
 
     def reduce(self, projected, m):
-        return projected[:m] / m**0.5
+        return projected[:m] / self.scale(m)
 
     def small(self, projected):
         return projected
@@ -102,8 +116,14 @@ class SjltProjector(Projector):
         super().__init__(seed)
         self.sparsity = sparsity
 
+    def matrix(self, m, trial):
+        return SparseMatrix(m, self.sparsity, self.seed, trial)
+
+    def scale(self, m):
+        return self.sparsity**0.5
+
     def project(self, gradients, max_m, trial):
-        rows, signs = SparseMatrix(max_m, self.sparsity, self.seed, trial).columns(gradients.num_columns)
+        rows, signs = self.matrix(max_m, trial).columns(gradients.num_columns)
         projected = None
         for start, block in gradients.unit_blocks():
             if projected is None:
@@ -124,11 +144,11 @@ class SjltProjector(Projector):
 
     def reduce(self, projected, m):
         blocks = projected.reshape(self.sparsity, -1, m // self.sparsity, projected.shape[1])
-        return blocks.sum(1).reshape(m, -1) / self.sparsity**0.5
+        return blocks.sum(1).reshape(m, -1) / self.scale(m)
 
     def small(self, projected):
         size = max(self.sparsity, _largest_power_of_two(projected.shape[1]))
-        return projected if size >= len(projected) else self.reduce(projected, size) * self.sparsity**0.5
+        return projected if size >= len(projected) else self.reduce(projected, size) * self.scale(size)
 
     def grams(self, projected, ms):
         # With the halves A and B of every block, the sketch of half the size is A + B, and AᵀA + BᵀB, the Gram matrix,

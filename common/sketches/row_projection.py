@@ -94,6 +94,12 @@ class SparseRowProjection:
 
 def make_row_projection(kind: str, m: int, seed: int, num_columns: int, device: torch.device) -> RowProjection:
     """Return the projection named normal, rademacher or sjlt (one entry a column) of rows of d numbers."""
-    if kind == "sjlt":
-        return SparseRowProjection(SparseMatrix(m, 1, seed), num_columns, device)
-    return DenseRowProjection(DenseMatrix(kind, m, seed), num_columns)
+    matrix = SparseMatrix(m, 1, seed) if kind == "sjlt" else DenseMatrix(kind, m, seed)
+    return row_projection_by(matrix, num_columns, device)
+
+
+def row_projection_by(matrix: DenseMatrix | SparseMatrix, num_columns: int, device: torch.device) -> RowProjection:
+    """Return the projection of rows of d numbers by a matrix."""
+    if isinstance(matrix, SparseMatrix):
+        return SparseRowProjection(matrix, num_columns, device)
+    return DenseRowProjection(matrix, num_columns)
