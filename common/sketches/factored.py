@@ -7,7 +7,7 @@ parameters; how a sample's gradient arrives, as factors or as it is, changes not
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -47,14 +47,14 @@ class FactoredSketch(ABC):
         """Return how many numbers a sketch of size m really has, at most m."""
 
 
-def vectors_of(parameters: Iterable[FlatParameter]) -> Iterator[tuple[FlatParameter, slice]]:
-    """Yield the parameters with one side only, and where each stands among the entries of all of these."""
-    start = 0
+def vector_places(parameters: Iterable[FlatParameter]) -> tuple[dict[str, slice], int]:
+    """Return where each parameter with one side only stands among the entries of all of these, and their number."""
+    places, count = {}, 0
     for parameter in parameters:
         if not parameter.is_matrix:
-            size = parameter.rows * parameter.cols
-            yield parameter, slice(start, start + size)
-            start += size
+            places[parameter.name] = slice(count, count + parameter.rows * parameter.cols)
+            count = places[parameter.name].stop
+    return places, count
 
 
 def scaled(share: ParameterFactors, scales: Tensor) -> ParameterFactors:

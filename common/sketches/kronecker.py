@@ -21,7 +21,7 @@ from common.sketches.factored import (
     power_of_two_above,
     random_signs,
     scaled,
-    vectors_of,
+    vector_places,
 )
 from common.sketches.kronecker_sizes import KroneckerSizes, shared_sizes
 
@@ -60,8 +60,7 @@ class KroneckerSketch(FactoredSketch):
             for number, parameter, counts in self._numbered()
             for generator in [make_generator("cpu", seed, trial, STREAM, number)]
         }
-        self._places = {parameter.name: place for parameter, place in vectors_of(parameters)}
-        count = max((place.stop for place in self._places.values()), default=0)
+        self._places, count = vector_places(parameters)
         generator = make_generator("cpu", seed, trial, STREAM, VECTORS)
         self._buckets = balanced_buckets(count, power_of_two_above(max(1, count)), generator)
         self._signs = random_signs(count, generator)

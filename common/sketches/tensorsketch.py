@@ -22,7 +22,7 @@ from common.sketches.factored import (
     power_of_two_above,
     random_signs,
     scaled,
-    vectors_of,
+    vector_places,
 )
 
 STREAM = 3
@@ -100,8 +100,7 @@ class TensorSketch(FactoredSketch):
             for generator in [make_generator("cpu", seed, trial, STREAM, number)]
         }
         generator = make_generator("cpu", seed, trial, STREAM, VECTORS)
-        self._places = {parameter.name: place for parameter, place in vectors_of(parameters)}
-        count = max((place.stop for place in self._places.values()), default=0)
+        self._places, count = vector_places(parameters)
         self._vectors = _random_hash(count, self.length, generator)
         self._last = _random_hash(self.length, max_m, generator)
 
@@ -162,15 +161,23 @@ class TensorSketch(FactoredSketch):
 
     def _add_small_products(self, total: Tensor, pair: Linear, rows: _Hash, cols: _Hash) -> None:
         step = max(1, CHUNK_NUMBERS // (len(rows.signs) * len(cols.signs)))
+        places = self._places_of_products(rows, cols)
         for first in range(0, len(total), step):
             some = slice(first, first + step)
-            self._add_products(total[some], torch.bmm(pair.errors[some].mT, pair.inputs[some]), rows, cols)
+            self._add_to(total[some], torch.bmm(pair.errors[some].mT, pair.inputs[some]), *places)
 
     def _add_products(self, total: Tensor, gradients: Tensor, rows: _Hash, cols: _Hash) -> None:
         """Add the bucket sums of (B, rows, cols) gradients."""
+        self._add_to(total, gradients, *self._places_of_products(rows, cols))
+
+    def _places_of_products(self, rows: _Hash, cols: _Hash) -> tuple[Tensor, Tensor]:
+        """Return the (rows · cols,) buckets and the (rows, cols) signs of the entries of a parameter."""
         buckets = (rows.buckets[:, None] + cols.buckets) % self.length
-        signed = gradients * (rows.signs[:, None] * cols.signs)
-        total.scatter_add_(1, buckets.flatten().expand(len(total), -1), signed.flatten(1))
+        return buckets.flatten(), rows.signs[:, None] * cols.signs
+
+    @staticmethod
+    def _add_to(total: Tensor, gradients: Tensor, buckets: Tensor, signs: Tensor) -> None:
+        total.scatter_add_(1, buckets.expand(len(total), -1), (gradients * signs).flatten(1))
 
     def _add_lookups(self, total: Tensor, looked_up: Tensor, values: Tensor, rows: _Hash, cols: _Hash) -> None:
         """Add the bucket sums of gradients whose row i, for (B, S) i, gets (B, S, cols) values."""
