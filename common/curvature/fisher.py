@@ -69,9 +69,9 @@ class _OpenFisher:
     def overlaps(self, start: int, stop: int) -> Iterator[slice]:
         """Yield where the block's columns lie among the columns `start` to `stop` of the flat gradient."""
         for parameter in self.block.parameters:
-            first, last = max(start, parameter.columns.start), min(stop, parameter.columns.stop)
-            if first < last:
-                yield slice(first - start, last - start)
+            here = parameter.overlap(start, stop)
+            if here is not None:
+                yield here
 
     def add(self, columns: Tensor) -> None:
         """Add (n, b) float64 columns of the gradients."""

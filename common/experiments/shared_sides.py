@@ -81,14 +81,14 @@ class _Marginals:
         """Add (v, b) columns from `start` on."""
         self._total += squares.sum(1, keepdim=True)
         for p in self._parameters:
-            first, last = max(start, p.columns.start), min(start + squares.shape[1], p.columns.stop)
-            if first >= last:
+            here = p.overlap(start, start + squares.shape[1])
+            if here is None:
                 continue
-            part = squares[:, first - start : last - start]
+            part = squares[:, here]
             if not p.is_matrix:
                 self._vectors += part.sum(1, keepdim=True)
                 continue
-            places = torch.arange(first - p.start, last - p.start, device=squares.device)
+            places = torch.arange(here.start, here.stop, device=squares.device) + (start - p.start)
             by_rows, by_cols = self._sides[p.name]
             by_rows.index_add_(1, places // p.cols, part)
             by_cols.index_add_(1, places % p.cols, part)

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_gradients import LayerwiseGradients
-from common.gradients.lengths import SHORT
+from common.gradients.lengths import SHORT, inverse_lengths
 
 if TYPE_CHECKING:
     from common.gradients.row_checks import RowCheck
@@ -83,7 +83,7 @@ class StoredGradients:
         for row, gradient in enumerate(gradients, start):
             exact = gradient.double()
             self.norms[row] = exact.norm()
-            self._rows.write(row, exact[None] * (self.num_columns**0.5 * _inverse(self.norms[row])))
+            self._rows.write(row, exact[None] * (self.num_columns**0.5 * inverse_lengths(self.norms[row])))
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
@@ -98,7 +98,7 @@ class StoredGradients:
         for start in range(0, self.num_rows, size):
             rows = self._rows.read_rows(start, min(start + size, self.num_rows)).to(self.device).double()
             # storage rounds, so stored rows have unit length only to about the precision of their dtype
-            yield start, rows * _inverse(rows.norm(dim=1))[:, None]
+            yield start, rows * inverse_lengths(rows.norm(dim=1))[:, None]
 
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
@@ -108,13 +108,13 @@ class StoredGradients:
             add_gram(gram, block)
         mirror_lower_triangle(gram)
         # storage rounds, so stored rows have unit length only to about the precision of their dtype
-        scale = _inverse(gram.diagonal().sqrt())
+        scale = inverse_lengths(gram.diagonal().sqrt())
         return gram * scale[:, None] * scale
 
     def inner_products(self, rows: Tensor) -> Tensor:
         """Return the (k, k) float64 inner products of (k,) int64 rows scaled to unit length; zero rows stay zero."""
         chosen = torch.stack([self._rows.read_row(row) for row in rows.tolist()]).to(self.device).double()
-        chosen *= _inverse(chosen.norm(dim=1))[:, None]
+        chosen *= inverse_lengths(chosen.norm(dim=1))[:, None]
         return chosen @ chosen.T
 
 
@@ -140,7 +140,7 @@ class RecomputedGradients:
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
         short = torch.nonzero((self.norms < SHORT) & (self.norms > 0)).flatten()
-        scale = _inverse(torch.where(self.norms < SHORT, 0, self.norms))[:, None]
+        scale = inverse_lengths(torch.where(self.norms < SHORT, 0, self.norms))[:, None]
         for start, block in self._layerwise.column_blocks(BLOCK_BYTES):
             unit = block.float() * scale.float()
             # scaled in float64: 1e-40 may be an entry of a gradient, but not of a float32 product
@@ -150,7 +150,7 @@ class RecomputedGradients:
     def unit_rows(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""
         for start, rows in self._rows():
-            yield start, rows * _inverse(rows.norm(dim=1))[:, None]
+            yield start, rows * inverse_lengths(rows.norm(dim=1))[:, None]
 
     def _rows(self) -> Iterator[tuple[int, Tensor]]:
         return self._layerwise.row_batches(rows_a_batch(self.num_columns))
@@ -165,7 +165,7 @@ class RecomputedGradients:
             rows = rows.to(self._gram.device)
             return self._gram[rows][:, rows]
         chosen = self._layerwise.rows_of(rows)
-        chosen *= _inverse(chosen.norm(dim=1))[:, None]
+        chosen *= inverse_lengths(chosen.norm(dim=1))[:, None]
         return chosen @ chosen.T
 
 
@@ -233,7 +233,3 @@ class _FileRows:
 def rows_a_batch(num_columns: int) -> int:
     """Return how many float64 rows make a batch: enough for products of d x d matrices to be worth their traffic."""
     return max(1, ROWS_BYTES // (8 * num_columns))
-
-
-def _inverse(norms: Tensor) -> Tensor:
-    return torch.where(norms > 0, 1 / norms, 0)

@@ -46,6 +46,11 @@ class FlatParameter:
         """Its columns of the flat gradient."""
         return slice(self.start, self.start + self.rows * self.cols)
 
+    def overlap(self, start: int, stop: int) -> slice | None:
+        """Return its columns among `start` to `stop` of the flat gradient, counted from `start`; None for none."""
+        first, last = max(start, self.columns.start), min(stop, self.columns.stop)
+        return slice(first - start, last - start) if first < last else None
+
 
 @dataclass(frozen=True)
 class ParameterFactors:

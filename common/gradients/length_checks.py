@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.gradients.row_checks import order, rounding
+from common.gradients.row_checks import flat_gradient, order, rounding
 from common.gradients.verification import Subject, allowed_difference
 
 FEWEST = 4
@@ -52,9 +52,8 @@ def wrong_length(subject: Subject, rows: Sequence[int], norms: Tensor, seconds: 
     allowed = allowed_difference(expected, subject.dtype)
     for i in (~((found - expected).abs() <= allowed)).nonzero().flatten().tolist():
         row = rows[chosen[i]]
-        (gradient,) = subject.one_by_one(torch.tensor([row]))
-        flat = torch.cat([part.flatten() for part in gradient.values()]).double()
-        if not abs(found[i] - expected[i]) <= allowed[i] + 10 * rounding(subject, row, flat):
+        slack = 10 * rounding(subject, row, flat_gradient(subject, row))
+        if not abs(found[i] - expected[i]) <= allowed[i] + slack:
             return WrongLength(row, found[i].item(), expected[i].item())
     return None
 

@@ -18,6 +18,11 @@ def row_lengths(rows: Tensor) -> Tensor:
     return torch.stack([exact.copy_(row).dot(exact) for row in rows]).sqrt()
 
 
+def inverse_lengths(lengths: Tensor) -> Tensor:
+    """Return 1/length, and 0 for a length of 0: what scales rows to unit length and leaves zero rows zero."""
+    return torch.where(lengths > 0, 1 / lengths, 0)
+
+
 def scale_to_unit_length(rows: Tensor) -> Tensor:
     """Scale (b, d) float32 rows in place, and return the (b,) float64 lengths they had; zero rows stay zero."""
     lengths = row_lengths(rows)

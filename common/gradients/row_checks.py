@@ -72,7 +72,7 @@ def check_rows(subject: Subject, routes: Routes, gradients: Rows, stored: torch.
         if len(rows) >= FEWEST and time.perf_counter() - start > seconds:
             break
         rows.append(row)
-        reference.append(_flat(subject, row))
+        reference.append(flat_gradient(subject, row))
     exact = torch.stack(reference)
     lengths = exact.norm(dim=1)
     chosen = torch.tensor(rows)
@@ -99,7 +99,8 @@ def order(norms: Tensor) -> list[int]:
     return list(dict.fromkeys([int(norms.argmax()), int(shortest), *seeded.tolist()]))
 
 
-def _flat(subject: Subject, row: int) -> Tensor:
+def flat_gradient(subject: Subject, row: int) -> Tensor:
+    """Return the (d,) float64 gradient of one sample by plain autograd."""
     (gradient,) = subject.one_by_one(torch.tensor([row]))
     return torch.cat([part.flatten() for part in gradient.values()]).double()
 
@@ -115,7 +116,7 @@ def rounding(subject: Subject, row: int, gradient: Tensor) -> float:
     changes = [0.0]
     exact = in_float64(subject, row)
     if exact is not None:
-        changes.append((_flat(exact, row) - gradient).norm().item())
+        changes.append((flat_gradient(exact, row) - gradient).norm().item())
     for number in range(LAST_BITS):
         generator = torch.Generator().manual_seed(number)
         other = in_dtype(subject.model, subject.dtype)
@@ -124,7 +125,7 @@ def rounding(subject: Subject, row: int, gradient: Tensor) -> float:
                 if parameter.is_floating_point():
                     signs = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter.device) * 2 - 1
                     parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
-        changes.append((_flat(replace(subject, model=other), row) - gradient).norm().item())
+        changes.append((flat_gradient(replace(subject, model=other), row) - gradient).norm().item())
     return max(changes)
 
 

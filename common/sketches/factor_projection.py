@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from common.gradients.layer_capture import Routes
 from common.gradients.layer_factors import LayerFactors
+from common.gradients.lengths import inverse_lengths
 from common.sketches.factored import FactoredSketch
 from common.sketches.sample_projection import ProjectedRows
 from common.workloads.records import Examples, Loss
@@ -29,7 +29,7 @@ class FactorProjection:
         shares = list(self._factors(examples.to(self._device)))
         squares = sum((share.squared_norms() for share in shares[1:]), shares[0].squared_norms())
         norms = squares.sqrt()
-        rows = self._sketch.rows(shares, torch.where(norms > 0, 1 / norms, 0))
+        rows = self._sketch.rows(shares, inverse_lengths(norms))
         projected = self._sketch.reduce(rows, self._sketch.max_m)
         # back in float64: a gradient may be so short that float32 has no room for its square
         return ProjectedRows(projected.double() * norms[:, None], norms)

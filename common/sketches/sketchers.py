@@ -15,6 +15,7 @@ from torch import Tensor
 from common.foundations.errors import UserError
 from common.gradients.kept_rows import Gradients
 from common.gradients.layer_factors import ParameterFactors
+from common.gradients.lengths import inverse_lengths
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.factored import FactoredSketch
 from common.sketches.geometry import Geometry
@@ -130,7 +131,7 @@ class FactoredSketcher:
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
         """Yield (m, problem) of one trial for every m of `ms`."""
         sketch = self.make_sketch(trial)
-        scales = torch.where(self.norms > 0, 1 / self.norms, 0)
+        scales = inverse_lengths(self.norms)
         projected = torch.zeros(len(scales), sketch.width, device=scales.device)
         for rows, shares in self.batches():
             squares: list[Tensor] = []
