@@ -50,6 +50,11 @@ def make_workload_parser(description: str) -> OneLineParser:
     return parser
 
 
+def add_kronecker_ranks(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the sizes of a Kronecker-factored projection."""
+    parser.add_argument("--kronecker_ranks", type=values.two_ranks, default=None, metavar="A,B", help=what)
+
+
 def add_timeout(parser: argparse.ArgumentParser) -> None:
     """Add --timeout, for scripts that torchrun can start."""
     help_ = "seconds to wait for another process of torchrun"
@@ -87,13 +92,8 @@ def add_shared_options(parser: argparse.ArgumentParser, min_m: int) -> None:
     _add_sample_options(parser)
     add("--explicit_projection", action="store_true", help="normal: project the d-dimensional gradients")
     add("--sjlt_sparsity", type=values.power_of_two, default=1, help="non-zeros in each column of an SJLT")
-    add(
-        "--kronecker_ranks",
-        type=values.two_ranks,
-        default=None,
-        metavar="A,B",
-        help="kronecker: every layer's columns become A numbers and its rows B; default: m is shared among the layers",
-    )
+    what = "kronecker: every layer's columns become A numbers and its rows B"
+    add_kronecker_ranks(parser, f"{what}; default: m is shared among the layers")
     add("--ridge_correction", action="store_true", help="also score with λ(1 - d_λ/m) in place of λ")
     add(
         "--reference",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy import stats
 from common.experiments import cross_sweep
 from common.experiments.cross_sweep import CrossTask
 from common.experiments.ridge_path import JointChoice, RidgeOfDimension, predicted_m_95
+from common.experiments.selection import finite_or_none
 from common.theory.spectrum import effective_dimension
 
 MIN_POINTS = 3
@@ -72,7 +72,7 @@ def along_the_path(
     found = []
     for one in path:
         own = None if summary is None else summary[(summary["m"] == one.m) & (summary["lambda"] == one.lambda_star)]
-        eps = _finite(own["eps_95"].iloc[0]) if own is not None and len(own) else None
+        eps = finite_or_none(own["eps_95"].iloc[0]) if own is not None and len(own) else None
         predicted = None
         if one.predicted_lambda_star is not None:
             predicted = _predicted_error(one.m, one.predicted_lambda_star, pairs)
@@ -150,7 +150,7 @@ def judge(
     best_eps = best_zero = useful_eps = None
     if summary is not None and best is not None:
         cell = summary[(summary["m"] == best.m) & (summary["lambda"] == best.ridge)]
-        best_eps = _finite(cell["eps_95"].iloc[0])
+        best_eps = finite_or_none(cell["eps_95"].iloc[0])
         best_zero = next((one.zero_eps_95 for one in by_m if one.m == best.m), None)
     useful_m = None if joint is None else joint.m_95
     for one in by_m:
@@ -189,7 +189,7 @@ def verdict_record(verdict: Verdict) -> dict:
 def _predicted_error(m: int, ridge: float, pairs: CrossTask) -> float | None:
     d_lambda = effective_dimension(pairs.cells.spectrum, torch.tensor([ridge], dtype=torch.float64)).tolist()
     cell = replace(pairs.cells, ms=[m], ridges=[ridge], effective_dimensions=d_lambda, ridge_correction=False)
-    return _finite(cross_sweep.predict(replace(pairs, cells=cell))["predicted_eps_95"].iloc[0])
+    return finite_or_none(cross_sweep.predict(replace(pairs, cells=cell))["predicted_eps_95"].iloc[0])
 
 
 def by_m_table(by_m: list[FaithfulnessOfDimension]) -> pd.DataFrame:
@@ -264,7 +264,3 @@ def _words(verdict: Verdict, largest_m: int, predicted: bool) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g}"
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -76,12 +76,17 @@ def check_shared_options(args: argparse.Namespace) -> None:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} needs --min_m of at least that, got {args.min_m}")
     if args.proj_type != "sjlt" and args.sjlt_sparsity != 1:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} is for --proj_type sjlt, got {args.proj_type}")
-    if args.kronecker_ranks is not None:
+    check_kronecker_ranks(args)
+    if args.kronecker_ranks is not None and (args.max_m is not None or args.m_steps):
         ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
-        if args.proj_type != "kronecker":
-            raise UserError(f"{ranks} is for --proj_type kronecker, got {args.proj_type}")
-        if args.max_m is not None or args.m_steps:
-            raise UserError(f"{ranks} decides m; drop --max_m and --m_steps")
+        raise UserError(f"{ranks} decides m; drop --max_m and --m_steps")
+
+
+def check_kronecker_ranks(args: argparse.Namespace) -> None:
+    """Raise UserError where sizes of a Kronecker-factored projection are given for another one."""
+    if args.kronecker_ranks is not None and args.proj_type != "kronecker":
+        ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
+        raise UserError(f"{ranks} is for --proj_type kronecker, got {args.proj_type}")
 
 
 def check_reference(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from common.experiments import lds_sweep
 from common.experiments.lds_sweep import LdsTask
-from common.experiments.selection import REACHED_SHARE, LdsGrid
+from common.experiments.selection import REACHED_SHARE, LdsGrid, finite_or_none
 
 LEVELS = (0.025, 0.975)
 STEPS = 10
@@ -215,7 +215,7 @@ def _measured_choice(grid, i, star, val, test, bootstrap) -> dict[str, float | N
     lds_low, lds_high = np.quantile(bootstrap[i, star], LEVELS)
     of_grid = (grid.ridges[star], low, high, grid.effective_dimensions[star])
     values = (*of_grid, val[i, star], lds_low, lds_high, test[i, star])
-    return dict(zip(MEASURED_CHOICE, map(_finite, values), strict=True))
+    return dict(zip(MEASURED_CHOICE, map(finite_or_none, values), strict=True))
 
 
 def _predicted_choice(path: pd.DataFrame, measured: pd.DataFrame | None) -> dict[str, float | None]:
@@ -223,10 +223,10 @@ def _predicted_choice(path: pd.DataFrame, measured: pd.DataFrame | None) -> dict
     found: dict[str, float | None] = dict.fromkeys(PREDICTED_CHOICE)
     for row in path.to_dict("records"):
         values = [row[name] for name in ("lambda", "predicted_val_lds", "predicted_test_lds")]
-        found |= dict(zip(PREDICTED_CHOICE, map(_finite, values), strict=False))
+        found |= dict(zip(PREDICTED_CHOICE, map(finite_or_none, values), strict=False))
         at = None if measured is None else measured[(measured["m"] == row["m"]) & (measured["lambda"] == row["lambda"])]
         if at is not None and len(at):
-            lds = (_finite(at[name].iloc[0]) for name in ("val_lds", "test_lds"))
+            lds = (finite_or_none(at[name].iloc[0]) for name in ("val_lds", "test_lds"))
             found |= dict(zip(PREDICTED_CHOICE[3:], lds, strict=True))
     return found
 
@@ -255,10 +255,10 @@ def _joint(grid, best, val, test, bootstrap, predicted) -> JointChoice:
         m_95_low=low,
         m_95_high=high,
         lambda_m_95=None if star is None else float(grid.ridges[star]),
-        c_95=None if star is None else _finite(grid.ms[m_95] / grid.effective_dimensions[star]),
-        val_lds=None if star is None else _finite(val[m_95, star]),
-        test_lds=None if star is None else _finite(test[m_95, star]),
-        exact_test_lds=None if star is None else _finite(grid.exact_test_lds[star]),
+        c_95=None if star is None else finite_or_none(grid.ms[m_95] / grid.effective_dimensions[star]),
+        val_lds=None if star is None else finite_or_none(val[m_95, star]),
+        test_lds=None if star is None else finite_or_none(test[m_95, star]),
+        exact_test_lds=None if star is None else finite_or_none(grid.exact_test_lds[star]),
         predicted_m_95=predicted_m_95(predicted),
         best=None if winner is None else _cell(grid, val, test, *winner),
         not_distinguishable=tuple(equals),
@@ -267,7 +267,7 @@ def _joint(grid, best, val, test, bootstrap, predicted) -> JointChoice:
 
 
 def _cell(grid: LdsGrid, val: np.ndarray, test: np.ndarray, i: int, j: int) -> CellLds:
-    return CellLds(int(grid.ms[i]), float(grid.ridges[j]), float(val[i, j]), _finite(test[i, j]))
+    return CellLds(int(grid.ms[i]), float(grid.ridges[j]), float(val[i, j]), finite_or_none(test[i, j]))
 
 
 def _best_of(lds: np.ndarray) -> np.ndarray:
@@ -279,10 +279,6 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     """Return the 95 % percentile interval of values of a grid, both ends on it."""
     low, high = np.quantile(values, LEVELS, method="inverted_cdf")
     return float(low), float(high)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _show(value: float | None) -> str:

@@ -135,16 +135,16 @@ def select(grid: LdsGrid) -> Selection:
         reached_at_d_lambda = bool(at_d_lambda.val_lds >= threshold)
     return Selection(
         lambda_star=float(grid.ridges[star]),
-        d_lambda_star=_finite(d_lambda),
+        d_lambda_star=finite_or_none(d_lambda),
         largest_m=int(grid.ms[-1]),
-        val_lds=_finite(best),
-        test_lds=_finite(test[-1, star]),
-        exact_val_lds=_finite(grid.exact_val_lds[star]),
-        exact_test_lds=_finite(grid.exact_test_lds[star]),
+        val_lds=finite_or_none(best),
+        test_lds=finite_or_none(test[-1, star]),
+        exact_val_lds=finite_or_none(grid.exact_val_lds[star]),
+        exact_test_lds=finite_or_none(grid.exact_test_lds[star]),
         m_95=None if m_95 is None else int(grid.ms[m_95]),
-        c_95=None if m_95 is None else _finite(grid.ms[m_95] / d_lambda),
-        val_lds_m_95=None if m_95 is None else _finite(val[m_95, star]),
-        test_lds_m_95=None if m_95 is None else _finite(test[m_95, star]),
+        c_95=None if m_95 is None else finite_or_none(grid.ms[m_95] / d_lambda),
+        val_lds_m_95=None if m_95 is None else finite_or_none(val[m_95, star]),
+        test_lds_m_95=None if m_95 is None else finite_or_none(test[m_95, star]),
         theory_m=tuple(choice for choice in theory if choice is not None),
         m_at_least_d_lambda=at_d_lambda,
         m_at_least_d_lambda_sufficient=reached_at_d_lambda,
@@ -184,8 +184,8 @@ def _dimension_choice(ms, d_lambda, epsilon, val, test) -> DimensionChoice | Non
         m_exact=m_exact,
         m_rounded_up=math.ceil(m_exact),
         grid_m=int(ms[index]) if inside else None,
-        val_lds=_finite(val[index]) if inside else None,
-        test_lds=_finite(test[index]) if inside else None,
+        val_lds=finite_or_none(val[index]) if inside else None,
+        test_lds=finite_or_none(test[index]) if inside else None,
     )
 
 
@@ -248,8 +248,8 @@ def _nothing_chosen(grid: LdsGrid, warnings: list[str]) -> Selection:
     return Selection(**(nothing | known))
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no NaN: None stands for it."""
+def finite_or_none(value: float) -> float | None:
+    """Return the value, or None in place of NaN, which JSON does not have."""
     return float(value) if math.isfinite(value) else None
 
 

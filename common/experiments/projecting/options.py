@@ -59,12 +59,8 @@ def parse(description: str) -> ProjectOptions:
     add("--modules", nargs="+", default=None, help="patterns of parameters to use, !PATTERN to leave out; default: all")
     add("--proj_type", choices=KINDS, default="sjlt", help="law of the projection")
     add("--m", type=option_values.dimension, default=4096, help="numbers a row of the store")
-    add(
-        "--kronecker_ranks",
-        type=option_values.two_ranks,
-        default=None,
-        metavar="A,B",
-        help="kronecker: every layer's columns become A numbers and its rows B, whatever --m",
+    arguments.add_kronecker_ranks(
+        parser, "kronecker: every layer's columns become A numbers and its rows B, whatever --m"
     )
     add("--store", type=Path, default=None, help="folder of the store; needed but for a trial run")
     add("--dtype", choices=DTYPES, default="float32", help="of the numbers in the store")
@@ -82,9 +78,7 @@ def parse(description: str) -> ProjectOptions:
     option_checks.check_model_options(args)
     if args.store is None and args.limit is None:
         raise UserError("--store: name the folder of the store, or ask for a trial run with --limit")
-    if args.kronecker_ranks is not None and args.proj_type != "kronecker":
-        ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
-        raise UserError(f"{ranks} is for --proj_type kronecker, got {args.proj_type}")
+    option_checks.check_kronecker_ranks(args)
     if args.proj_type == "tensorsketch" and args.m.bit_count() != 1:
         raise UserError(f"--m {args.m}: a tensorsketch needs a power of two")
     return ProjectOptions(
