@@ -32,9 +32,10 @@ def factored_sketcher(
     factors = _factors(plan)
 
     def make_sketch(trial: int) -> FactoredSketch:
+        drawn = factors.parameters, max_m, options.seed, trial
         if options.proj_type == "tensorsketch":
-            return TensorSketch(factors.parameters, max_m, options.seed, trial)
-        return KroneckerSketch(factors.parameters, max_m, options.seed, trial, sizes_rule(options.kronecker_ranks))
+            return TensorSketch(*drawn, plan.device)
+        return KroneckerSketch(*drawn, sizes_rule(options.kronecker_ranks), plan.device)
 
     return FactoredSketcher(
         lambda: factors.batches(plan.examples, plan.batch_size, plan.device),

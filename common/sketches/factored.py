@@ -15,12 +15,16 @@ from torch import Tensor
 
 from common.gradients.layer_factors import FlatParameter, ParameterFactors
 
+CPU = torch.device("cpu")
 VECTORS = 0
 """What random numbers of the vectors are drawn under; parameter i has i + 1."""
 
 
 class FactoredSketch(ABC):
-    """One sketch, P of E[PᵀP] = I, for every m up to a largest one."""
+    """One sketch, P of E[PᵀP] = I, for every m up to a largest one.
+
+    P is drawn on the CPU, so that it is the same everywhere, and kept on the device of the factors.
+    """
 
     parameters: tuple[FlatParameter, ...]
     """All parameters, in the order of the flat gradient."""

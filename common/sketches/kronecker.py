@@ -15,6 +15,7 @@ from common.foundations.seeds import make_generator
 from common.gradients.layer_factors import FlatParameter, ParameterFactors
 from common.gradients.layer_shares import Linear
 from common.sketches.factored import (
+    CPU,
     VECTORS,
     FactoredSketch,
     balanced_buckets,
@@ -47,6 +48,7 @@ class KroneckerSketch(FactoredSketch):
         seed: int,
         trial: int,
         sizes: Callable[[Sequence[FlatParameter], int], KroneckerSizes] = shared_sizes,
+        device: torch.device = CPU,
     ):
         self.parameters, self.max_m, self._sizes = parameters, max_m, sizes
         self._matrices = [p for p in parameters if p.is_matrix]
@@ -54,7 +56,7 @@ class KroneckerSketch(FactoredSketch):
         self.width = self._largest.total
         self._sides = {
             parameter.name: tuple(
-                torch.randn(min(count, side), side, generator=generator)
+                torch.randn(min(count, side), side, generator=generator).to(device)
                 for count, side in zip(counts, (parameter.rows, parameter.cols), strict=True)
             )
             for number, parameter, counts in self._numbered()
@@ -62,8 +64,8 @@ class KroneckerSketch(FactoredSketch):
         }
         self._places, count = vector_places(parameters)
         generator = make_generator("cpu", seed, trial, STREAM, VECTORS)
-        self._buckets = balanced_buckets(count, power_of_two_above(max(1, count)), generator)
-        self._signs = random_signs(count, generator)
+        self._buckets = balanced_buckets(count, power_of_two_above(max(1, count)), generator).to(device)
+        self._signs = random_signs(count, generator).to(device)
 
     def _numbered(self) -> Iterable[tuple[int, FlatParameter, tuple[int, int]]]:
         numbers = [i for i, p in enumerate(self.parameters, start=1) if p.is_matrix]
@@ -83,8 +85,8 @@ class KroneckerSketch(FactoredSketch):
                 total[:, place] = self._products(share, counts).flatten(1)
             else:
                 place = self._places[parameter.name]
-                signed = share.dense().flatten(1) * self._signs[place].to(device)
-                vectors.index_add_(1, self._vector_buckets(self._largest.vectors)[place].to(device), signed)
+                signed = share.dense().flatten(1) * self._signs[place]
+                vectors.index_add_(1, self._vector_buckets(self._largest.vectors)[place], signed)
         return total
 
     def _products(self, share: ParameterFactors, counts: tuple[int, int]) -> Tensor:
@@ -103,8 +105,8 @@ class KroneckerSketch(FactoredSketch):
             if isinstance(pair, Linear):
                 products.append(torch.bmm(_times(pair.errors, rows).mT, _times(pair.inputs, cols)))
             else:
-                table = torch.eye(parameter.rows) if rows is None else rows
-                looked_up = table.to(pair.errors.device)[pair.inputs]
+                table = torch.eye(parameter.rows, device=pair.errors.device) if rows is None else rows
+                looked_up = table[pair.inputs]
                 products.append(torch.bmm(looked_up.mT, _times(pair.errors, cols)))
         return sum(products[1:], products[0])
 
@@ -123,8 +125,8 @@ class KroneckerSketch(FactoredSketch):
         if wanted.vectors < vectors.shape[1]:
             buckets = self._vector_buckets(wanted.vectors)
             if self._largest.vectors < len(self._signs):
-                buckets = torch.arange(vectors.shape[1]) % wanted.vectors
-            vectors = vectors.new_zeros(len(rows), wanted.vectors).index_add_(1, buckets.to(rows.device), vectors)
+                buckets = torch.arange(vectors.shape[1], device=rows.device) % wanted.vectors
+            vectors = vectors.new_zeros(len(rows), wanted.vectors).index_add_(1, buckets, vectors)
         return torch.cat([*parts, vectors], dim=1)
 
     def size(self, m: int) -> int:
@@ -148,12 +150,12 @@ class KroneckerSketch(FactoredSketch):
     def _vector_buckets(self, count: int) -> Tensor:
         """Return where each entry of the vectors goes: itself, where there is room for all."""
         size = len(self._signs)
-        return torch.arange(size) if count == size else self._buckets % count
+        return torch.arange(size, device=self._signs.device) if count == size else self._buckets % count
 
 
 def _times(values: Tensor, matrix: Tensor | None) -> Tensor:
     """Return values times the matrix, which is None for the identity."""
-    return values if matrix is None else values @ matrix.to(values.device)
+    return values if matrix is None else values @ matrix
 
 
 def _first(values: Tensor, count: int, side: int, matrix: Tensor) -> Tensor:
@@ -162,4 +164,4 @@ def _first(values: Tensor, count: int, side: int, matrix: Tensor) -> Tensor:
         return values
     if values.shape[-1] < side:
         return values[..., :count] / count**0.5
-    return values @ matrix[:count].T.to(values.device) / count**0.5
+    return values @ matrix[:count].T / count**0.5

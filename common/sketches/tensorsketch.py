@@ -16,6 +16,7 @@ from common.foundations.seeds import make_generator
 from common.gradients.layer_factors import FlatParameter, ParameterFactors
 from common.gradients.layer_shares import Linear
 from common.sketches.factored import (
+    CPU,
     VECTORS,
     FactoredSketch,
     balanced_buckets,
@@ -90,19 +91,21 @@ class TensorSketch(FactoredSketch):
     and columns that of rows, would add (2/m) (‖GᵀG‖²_F + ‖GGᵀ‖²_F): three times the variance for rank one.
     """
 
-    def __init__(self, parameters: tuple[FlatParameter, ...], max_m: int, seed: int, trial: int):
+    def __init__(
+        self, parameters: tuple[FlatParameter, ...], max_m: int, seed: int, trial: int, device: torch.device = CPU
+    ):
         self.parameters, self.max_m, self.width = parameters, max_m, max_m
         self.length = transform_length(parameters, max_m)
         self._sides = {
-            p.name: (_random_hash(p.rows, self.length, generator), _random_hash(p.cols, self.length, generator))
+            p.name: tuple(_random_hash(side, self.length, generator).to(device) for side in (p.rows, p.cols))
             for number, p in enumerate(parameters, start=1)
             if p.is_matrix
             for generator in [make_generator("cpu", seed, trial, STREAM, number)]
         }
         generator = make_generator("cpu", seed, trial, STREAM, VECTORS)
         self._places, count = vector_places(parameters)
-        self._vectors = _random_hash(count, self.length, generator)
-        self._last = _random_hash(self.length, max_m, generator)
+        self._vectors = _random_hash(count, self.length, generator).to(device)
+        self._last = _random_hash(self.length, max_m, generator).to(device)
 
     def rows(self, shares: Iterable[ParameterFactors], scales: Tensor) -> Tensor:
         """Return the (B, max_m) float32 sketch of B gradients, each times its scale."""
@@ -114,10 +117,10 @@ class TensorSketch(FactoredSketch):
             parameter = share.parameter
             if not parameter.is_matrix:
                 place = self._places[parameter.name]
-                buckets, signs = (x[place].to(device) for x in (self._vectors.buckets, self._vectors.signs))
-                total.index_add_(1, buckets, share.dense().flatten(1) * signs)
+                signed = share.dense().flatten(1) * self._vectors.signs[place]
+                total.index_add_(1, self._vectors.buckets[place], signed)
                 continue
-            sides = tuple(side.to(device) for side in self._sides[parameter.name])
+            sides = self._sides[parameter.name]
             if share.rest is not None:
                 self._add_products(total, share.rest, *sides)
             for pair in share.factors:
@@ -128,7 +131,7 @@ class TensorSketch(FactoredSketch):
                 else:
                     self._add_transforms(spectrum, pair, *sides)
         total += torch.fft.irfft(spectrum, n=self.length)
-        return self._last.to(device).spread(total, self.max_m)
+        return self._last.spread(total, self.max_m)
 
     def reduce(self, rows: Tensor, m: int) -> Tensor:
         """Return the (B, m) sketch of size m: bucket sums modulo m."""

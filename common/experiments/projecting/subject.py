@@ -141,13 +141,13 @@ def _projection(
         return GradientRows(model, loss, routes, rows, options.batch_size), ()
     parameters = flat_parameters(model)
     if options.kind == "tensorsketch":
-        sketch = TensorSketch(parameters, options.m, options.seed, 0)
+        sketch = TensorSketch(parameters, options.m, options.seed, 0, plan.device)
         return FactorProjection(model, loss, routes, sketch, options.batch_size), ()
     ranks = options.kronecker_ranks
     fewest = smallest_m(parameters)
     if ranks is None and options.m < fewest:
         raise UserError(f"--m {options.m}: kronecker needs one number for each of {fewest} blocks at least")
-    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes_rule(ranks))
+    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes_rule(ranks), plan.device)
     blocks, start = [], 0
     for name, size in kronecker.block_sizes(options.m):
         blocks.append(Module(name, start, start + size))
