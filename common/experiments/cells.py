@@ -14,6 +14,8 @@ from common.theory.sketch_law import corrected_ridge
 from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum
 
+CORRECTIONS = {"": False, "corrected_": True}
+"""What the columns of a solve begin with -> whether its λ is corrected."""
 CELL = ["trial", "m", "lambda", "d_lambda", "m_over_d_lambda"]
 
 
@@ -35,6 +37,13 @@ class Cells:
     """For a sketch with one entry a column, whose law depends on how leverage is spread over columns."""
     has_law: bool = True
     """Whether a closed form is known of the projection; without it nothing is predicted."""
+
+    @property
+    def corrections(self) -> dict[str, bool]:
+        """Those of `CORRECTIONS` that every cell is solved with."""
+        return {
+            prefix: corrected for prefix, corrected in CORRECTIONS.items() if not corrected or self.ridge_correction
+        }
 
     def corrected(self, m: int, ridges: Sequence[float] | None = None) -> list[float]:
         """Return λ(1 - d_λ/m) for every λ of the cells, or of those given; NaN where m <= d_λ."""

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CELL, Cells, cell_rows, predicted_index
+from common.experiments.cells import CELL, CORRECTIONS, Cells, cell_rows, predicted_index
 from common.experiments.metrics import pooled_errors
 from common.experiments.one_sketch import score_sketch
 from common.experiments.trial_noise import pooled_quantile_noise
@@ -129,7 +129,7 @@ def summarise(units: pd.DataFrame, task: CrossTask) -> pd.DataFrame:
     summary = by_cell[["d_lambda", "m_over_d_lambda"]].first()
     summary.insert(2, "num_trials", by_cell.size())
     summary.insert(3, "num_pairs", by_cell["num_pairs"].first())
-    for prefix in ("", "corrected_"):
+    for prefix in CORRECTIONS:
         if prefix and "corrected_lambda" in units:
             summary["corrected_lambda"] = by_cell["corrected_lambda"].first()
         for name in task.errors:
@@ -178,7 +178,7 @@ def sampled_pairs(task: CrossTask) -> tuple[Tensor, Tensor]:
 
 def _laws(task: CrossTask) -> Iterator[tuple[str, PairsPrediction]]:
     known, cells = task.geometry, task.cells
-    for corrected in (False, True) if cells.ridge_correction else (False,):
+    for prefix, corrected in cells.corrections.items():
         law = predict_pairs(
             cells.spectrum,
             known.train,
@@ -191,7 +191,7 @@ def _laws(task: CrossTask) -> Iterator[tuple[str, PairsPrediction]]:
             cells.sjlt_columns,
             parts=known.scored.kernel_parts,
         )
-        yield "corrected_" if corrected else "", law
+        yield prefix, law
 
 
 def _pool(quantiles: pd.Series, seed: int) -> dict[str, float]:

@@ -168,8 +168,7 @@ class CrossStudy:
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write queries.csv and slopes.csv, and print the slopes of the parts that the theorem speaks of."""
         run.write_table("queries.csv", cross_sweep.query_table(self.task, prepared.query_samples))
-        prefixes = ("", "corrected_") if self.task.cells.ridge_correction else ("",)
-        errors = [f"{prefix}{name}" for prefix in prefixes for name in self.task.errors]
+        errors = [f"{prefix}{name}" for prefix in self.task.cells.corrections for name in self.task.errors]
         if trials is not None:
             errors = [name for name in errors if f"{name}_95" in trials]
         fitted = slopes.slope_table(errors, table, trials)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CELL, Cells, cell_rows, predicted_index
+from common.experiments.cells import CELL, CORRECTIONS, Cells, cell_rows, predicted_index
 from common.experiments.metrics import error_statistics
 from common.experiments.one_sketch import score_sketch
 from common.experiments.trial_noise import pooled_quantile_noise
@@ -82,10 +82,11 @@ def summarise(units: pd.DataFrame, seed: int) -> pd.DataFrame:
 def predict(cells: Cells, queries: Tensor) -> pd.DataFrame:
     """Return one row an (m, λ): the closed-form law of the error, from the spectrum and (k, r) queries alone."""
     tables = []
-    for corrected in (False, True) if cells.ridge_correction else (False,):
+    for prefix, corrected in cells.corrections.items():
         law = predict_self_influence(cells.spectrum, queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns)
-        prefix = "predicted_corrected_" if corrected else "predicted_"
-        tables.append(pd.DataFrame({prefix + name: getattr(law, name).flatten().tolist() for name in PREDICTED}))
+        tables.append(
+            pd.DataFrame({f"predicted_{prefix}{name}": getattr(law, name).flatten().tolist() for name in PREDICTED})
+        )
     return pd.concat([predicted_index(cells), *tables], axis=1)
 
 
@@ -107,7 +108,7 @@ def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
     """
     gaps = {}
     parts = ("", "range_", "kernel_")
-    for prefix in (f"{correction}{part}" for correction in ("", "corrected_") for part in parts):
+    for prefix in (f"{correction}{part}" for correction in CORRECTIONS for part in parts):
         if f"{prefix}eps_95" not in summary:
             continue
         measured, predicted = summary[f"{prefix}eps_95"], summary[f"predicted_{prefix}eps_95"]
@@ -178,7 +179,7 @@ def _recommendation(cells: Cells, target: float, raw: list[int | None], correcte
 
 
 def _prefixes(units: pd.DataFrame) -> list[str]:
-    return [prefix for prefix in ("", "corrected_") if not prefix or f"{prefix}lambda" in units]
+    return [prefix for prefix in CORRECTIONS if not prefix or f"{prefix}lambda" in units]
 
 
 def _pool(ratios: pd.Series, seed: int) -> dict[str, float | int]:

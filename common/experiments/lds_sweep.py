@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import Cells
+from common.experiments.cells import CORRECTIONS, Cells
 from common.experiments.lds_bootstrap import Resampling, bootstrap_lds, make_resampling
 from common.experiments.metrics import bootstrap_interval, lds_per_query
 from common.experiments.one_sketch import score_sketch
@@ -149,7 +149,7 @@ def predict(ms: Sequence[int], task: LdsTask, ridges: Sequence[float] | None = N
     ridges = task.cells.ridges if ridges is None else ridges
     index = pd.MultiIndex.from_product([ms, ridges], names=["m", "lambda"]).to_frame(index=False)
     table = _with_effective_dimension(index, task)
-    for corrected in (False, True) if task.cells.ridge_correction else (False,):
+    for prefix, corrected in task.cells.corrections.items():
         prediction = predict_lds(
             task.cells.spectrum,
             task.geometry.subset_sums,
@@ -161,12 +161,11 @@ def predict(ms: Sequence[int], task: LdsTask, ridges: Sequence[float] | None = N
             corrected=corrected,
             sjlt_columns=task.cells.sjlt_columns,
         )
-        prefix = "predicted_corrected_" if corrected else "predicted_"
         for i, name in enumerate(task.groups):
-            table[f"{prefix}{name}_lds"] = prediction.mean[i].flatten().tolist()
-            table[f"{prefix}{name}_lds_std"] = prediction.std[i].flatten().tolist()
+            table[f"predicted_{prefix}{name}_lds"] = prediction.mean[i].flatten().tolist()
+            table[f"predicted_{prefix}{name}_lds_std"] = prediction.std[i].flatten().tolist()
             if not task.cells.has_law:
-                table[[f"{prefix}{name}_lds", f"{prefix}{name}_lds_std"]] = math.nan
+                table[[f"predicted_{prefix}{name}_lds", f"predicted_{prefix}{name}_lds_std"]] = math.nan
     return table
 
 
@@ -180,7 +179,7 @@ def join(sketched: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
 def prediction_gaps(summary: pd.DataFrame) -> dict[str, float | int | None]:
     """Return the median and the worst absolute gap of predicted to measured LDS over the sketched cells, m >= 64."""
     gaps = {}
-    for prefix in ("", "corrected_"):
+    for prefix in CORRECTIONS:
         for name in ("val_lds", "test_lds"):
             if f"{prefix}{name}" not in summary:
                 continue
@@ -234,7 +233,7 @@ def _with_effective_dimension(cells: pd.DataFrame, task: LdsTask) -> pd.DataFram
 
 
 def _prefixes(units: pd.DataFrame) -> list[str]:
-    return [prefix for prefix in ("", "corrected_") if f"{prefix}per_query" in units]
+    return [prefix for prefix in CORRECTIONS if f"{prefix}per_query" in units]
 
 
 def _group_values(per_query, group: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib.metadata import version
 
+from common.experiments.option_values import named_ranks
 from common.experiments.options import SketchOptions
 from common.foundations.errors import UserError
 from common.workloads.names import check_file, check_pair
@@ -78,15 +79,14 @@ def check_shared_options(args: argparse.Namespace) -> None:
         raise UserError(f"--sjlt_sparsity {args.sjlt_sparsity} is for --proj_type sjlt, got {args.proj_type}")
     check_kronecker_ranks(args)
     if args.kronecker_ranks is not None and (args.max_m is not None or args.m_steps):
-        ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
-        raise UserError(f"{ranks} decides m; drop --max_m and --m_steps")
+        raise UserError(f"{named_ranks(args.kronecker_ranks)} decides m; drop --max_m and --m_steps")
 
 
 def check_kronecker_ranks(args: argparse.Namespace) -> None:
     """Raise UserError where sizes of a Kronecker-factored projection are given for another one."""
     if args.kronecker_ranks is not None and args.proj_type != "kronecker":
-        ranks = "--kronecker_ranks {},{}".format(*args.kronecker_ranks)
-        raise UserError(f"{ranks} is for --proj_type kronecker, got {args.proj_type}")
+        option = named_ranks(args.kronecker_ranks)
+        raise UserError(f"{option} is for --proj_type kronecker, got {args.proj_type}")
 
 
 def check_reference(args: argparse.Namespace) -> None:

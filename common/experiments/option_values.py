@@ -65,6 +65,11 @@ def two_ranks(text: str) -> tuple[int, int]:
     return cols, rows
 
 
+def named_ranks(ranks: tuple[int, int]) -> str:
+    """Return the option that `two_ranks` has parsed, for messages."""
+    return "--kronecker_ranks {},{}".format(*ranks)
+
+
 def _parse(text: str, kind: type, allowed: Callable[[float], bool], description: str):
     try:
         value = kind(text)

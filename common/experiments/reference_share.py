@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from common.experiments.cells import Cells
+from common.experiments.cells import CORRECTIONS, Cells
 from common.theory.reference_noise import relative_covariance
 from common.theory.sketched_spectrum import SketchedSpectrum
 
@@ -52,7 +52,7 @@ def remove_share(units: pd.DataFrame, cells: Cells, queries: Tensor, seed: int) 
         raise ValueError("an exact reference has no share in the errors")
     units, tables = units.copy(), []
     covariances = {ridge: relative_covariance(cells.spectrum, queries, ridge).numpy() for ridge in cells.ridges}
-    for prefix in ("", "corrected_"):
+    for prefix in CORRECTIONS:
         if f"{prefix}ratios" not in units:
             continue
         column, rows = units[f"{prefix}ratios"].copy(), []

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.experiments.device import choose_device
+from common.experiments.dimensions import dimension_of_ranks, require_number_a_block
 from common.experiments.preparation import load_model, print_model
 from common.experiments.projecting.options import ProjectOptions
 from common.foundations.distributed import Ranks
@@ -23,7 +24,7 @@ from common.gradients.planning import GradientPlan, plan_gradients
 from common.gradients.verification import Subject
 from common.sketches.factor_projection import FactorProjection
 from common.sketches.kronecker import KroneckerSketch
-from common.sketches.kronecker_sizes import sizes_rule, smallest_m
+from common.sketches.kronecker_sizes import sizes_rule
 from common.sketches.row_projection import make_row_projection
 from common.sketches.sample_projection import GradientRows, SampleProjection
 from common.sketches.tensorsketch import TensorSketch
@@ -144,14 +145,13 @@ def _projection(
         sketch = TensorSketch(parameters, options.m, options.seed, 0, plan.device)
         return FactorProjection(model, loss, routes, sketch, options.batch_size), ()
     ranks = options.kronecker_ranks
-    fewest = smallest_m(parameters)
-    if ranks is None and options.m < fewest:
-        raise UserError(f"--m {options.m}: kronecker needs one number for each of {fewest} blocks at least")
+    if ranks is None:
+        require_number_a_block("--m", options.m, parameters)
+    else:
+        dimension_of_ranks(ranks, parameters)
     kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes_rule(ranks), plan.device)
     blocks, start = [], 0
     for name, size in kronecker.block_sizes(options.m):
         blocks.append(Module(name, start, start + size))
         start += size
-    if start >= dim:
-        raise UserError(f"--kronecker_ranks makes {start} numbers of {dim} parameters; it must make fewer")
     return FactorProjection(model, loss, routes, kronecker, options.batch_size), tuple(blocks)

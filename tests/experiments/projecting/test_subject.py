@@ -67,8 +67,8 @@ def test_modules_of_a_kronecker_store_are_its_parameters_and_the_vectors_togethe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"m": 1}, "--m 1: kronecker needs one number for each of 2 blocks at least"),
-        ({"kronecker_ranks": (9, 9)}, "--kronecker_ranks makes 40 numbers of 40 parameters; it must make fewer"),
+        ({"m": 1}, "--m 1: kronecker needs at least one number for each of 2 blocks"),
+        ({"kronecker_ranks": (9, 9)}, "--kronecker_ranks 9,9 makes 40 numbers of 40 parameters; it must make fewer"),
     ],
 )
 def test_kronecker_sizes_that_cannot_be_are_refused(tmp_path, changes, message):
