@@ -100,6 +100,12 @@ class _Group(Ranks):
             self._swap((None, str(error), True), PATIENCE)
             self._ending = True
 
+    def leave(self) -> None:
+        """End what connects this rank to the others."""
+        # threads of a group that is held abort a process which ends while they still let go of a tensor
+        group, self._group = self._group, None
+        self._dist.destroy_process_group(group)
+
     def stopped(self, number: int, frame: FrameType | None) -> NoReturn:
         """End this process because torchrun asks for it: another rank has died, or a person has stopped the run."""
         if not self._ending:
@@ -194,7 +200,10 @@ def connected(timeout: float, uses_cuda: bool = False) -> Iterator[Ranks]:
         except UserError as error:
             ranks.tell(error)
             raise
-        ranks.first(lambda: None)
+        else:
+            ranks.first(lambda: None)
+        finally:
+            ranks.leave()
     signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
 

@@ -61,10 +61,16 @@ def work(rank: int, size: int, port: int, folder: str) -> None:
         assert torch.equal(tensors[0], torch.full((3,), float(total)))
         assert tensors[1].item() == total
         print("only rank 0 is heard")
+        assert "pt_gloo_runloop" in threads()
         with pytest.raises(UserError, match="the last rank fails") as raised:
             ranks.together(lambda: fail_with("the last rank fails") if rank == size - 1 else 0)
         assert isinstance(raised.value, SaidElsewhereError) == (rank > 0)
-        Path(folder, f"done {rank}").touch()
+    assert "pt_gloo_runloop" not in threads()  # one still at work when the process ends would abort it
+    Path(folder, f"done {rank}").touch()
+
+
+def threads() -> set[str]:
+    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
 
 
 def fail_with(message: str):
