@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.curvature.blocks import MATRIX
 from common.curvature.factors import Batches, FactoredBlock, Side
+from common.foundations.packing import packed
 from common.gradients.layer_factors import ParameterFactors
 
 KFAC, EKFAC = "kfac", "ekfac"
@@ -61,16 +62,7 @@ def of(factored: FactoredBlock, share: ParameterFactors) -> Tensor:
 def groups(blocks: Sequence[FactoredBlock], num_subsets: int, num_queries: int) -> list[list[FactoredBlock]]:
     """Return the blocks, in order, in groups whose coordinates fit in COORDINATE_BYTES."""
     bytes_per_parameter = 12 * num_subsets + 4 * num_queries  # sums are float64 while they grow
-    found: list[list[FactoredBlock]] = [[]]
-    used = 0
-    for factored in blocks:
-        size = bytes_per_parameter * factored.block.size
-        if found[-1] and used + size > COORDINATE_BYTES:
-            found.append([])
-            used = 0
-        found[-1].append(factored)
-        used += size
-    return found
+    return packed(blocks, lambda factored: bytes_per_parameter * factored.block.size, COORDINATE_BYTES)
 
 
 def gather(

@@ -41,9 +41,7 @@ class Cells:
     @property
     def corrections(self) -> dict[str, bool]:
         """Those of `CORRECTIONS` that every cell is solved with."""
-        return {
-            prefix: corrected for prefix, corrected in CORRECTIONS.items() if not corrected or self.ridge_correction
-        }
+        return CORRECTIONS if self.ridge_correction else {"": False}
 
     def corrected(self, m: int, ridges: Sequence[float] | None = None) -> list[float]:
         """Return λ(1 - d_λ/m) for every λ of the cells, or of those given; NaN where m <= d_λ."""

@@ -162,10 +162,11 @@ def predict(ms: Sequence[int], task: LdsTask, ridges: Sequence[float] | None = N
             sjlt_columns=task.cells.sjlt_columns,
         )
         for i, name in enumerate(task.groups):
-            table[f"predicted_{prefix}{name}_lds"] = prediction.mean[i].flatten().tolist()
-            table[f"predicted_{prefix}{name}_lds_std"] = prediction.std[i].flatten().tolist()
+            column = f"predicted_{prefix}{name}_lds"
+            table[column] = prediction.mean[i].flatten().tolist()
+            table[f"{column}_std"] = prediction.std[i].flatten().tolist()
             if not task.cells.has_law:
-                table[[f"predicted_{prefix}{name}_lds", f"predicted_{prefix}{name}_lds_std"]] = math.nan
+                table[[column, f"{column}_std"]] = math.nan
     return table
 
 

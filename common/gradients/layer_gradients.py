@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.foundations.packing import packed
 from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_calls import trainable_parameters
@@ -113,7 +114,8 @@ class LayerwiseGradients:
         self.dim: int = _dim(self._parameters)
         probe, sample_bytes = self._probe()
         self._batch_size = max(1, min(batch_size, memory_bytes // (2 * sample_bytes)))
-        self._passes = _pack(self._pieces(probe, memory_bytes), self.num_rows, memory_bytes)
+        pieces = self._pieces(probe, memory_bytes)
+        self._passes = packed(pieces, lambda piece: self.num_rows * piece.bytes_per_sample, memory_bytes)
         self._kept: list[tuple[Piece, list[Capture]]] | None = None
 
     @property
@@ -243,20 +245,6 @@ class LayerwiseGradients:
             block = torch.empty(self.num_rows, width, dtype=self._dtype, device=self._device)
             write_products(captures, rows, piece.cols, block)
             yield piece.start + first * piece.cols, block
-
-
-def _pack(pieces: Iterator[Piece], num_rows: int, memory_bytes: int) -> list[list[Piece]]:
-    """Return the pieces grouped, in order, into passes that each keep at most `memory_bytes`."""
-    passes: list[list[Piece]] = [[]]
-    used = 0
-    for piece in pieces:
-        size = num_rows * piece.bytes_per_sample
-        if passes[-1] and used + size > memory_bytes:
-            passes.append([])
-            used = 0
-        passes[-1].append(piece)
-        used += size
-    return passes
 
 
 def _dim(parameters: dict[str, nn.Parameter]) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.theory.implicit_ridge import implicit_ridge
-from common.theory.spectrum import SpectralSums
+from common.theory.spectrum import KnownSpectrum, SpectralSums, checked_eigenvalues
 
 STEP = 0.01
 """Width of a bin in log s. What the laws ask for is smooth in log s, and a bin has the mean of its eigenvalues, so that
@@ -18,7 +18,7 @@ NEGLIGIBLE = 1e-24
 
 
 @dataclass(frozen=True)
-class BinnedSpectrum:
+class BinnedSpectrum(KnownSpectrum):
     """F by its bins, a `Spectrum`; a vector has one coordinate a bin, the length of its part in there."""
 
     eigenvalues: Tensor
@@ -40,18 +40,6 @@ class BinnedSpectrum:
         positive = self.eigenvalues > 0
         return implicit_ridge(self.eigenvalues[positive], m, ridge, self.counts[positive])
 
-    def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
-        """Return (r, cells) values of (s+μ)⁻ᵖ."""
-        return (self.eigenvalues[:, None] + mu) ** -power
-
-    def own_inverse_dof(self, mu: Tensor) -> Tensor:
-        """Return zeros: nothing is estimated."""
-        return torch.zeros_like(torch.as_tensor(mu, dtype=torch.float64))
-
-    def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Return zeros: nothing is estimated."""
-        return torch.zeros(len(left), len(first), dtype=torch.float64)
-
     def energies(self, squares: Tensor) -> Tensor:
         """Return the (k, r) float64 sums over bins of (k, d) squared coordinates, in the order of the eigenvalues."""
         found = torch.zeros(len(squares), len(self.counts), dtype=torch.float64, device=squares.device)
@@ -64,9 +52,7 @@ def binned(eigenvalues: Tensor) -> BinnedSpectrum:
     Raises:
         ValueError: one is negative or not finite.
     """
-    s = torch.as_tensor(eigenvalues, dtype=torch.float64).cpu()
-    if s.ndim != 1 or not torch.isfinite(s).all() or (s < 0).any():
-        raise ValueError("eigenvalues must be a vector of finite numbers >= 0")
+    s = checked_eigenvalues(eigenvalues)
     largest = s.max()
     relative = (s / largest).clamp(min=NEGLIGIBLE) if largest > 0 else torch.ones_like(s)
     _, bins = torch.unique((-relative.log() / STEP).floor(), return_inverse=True)

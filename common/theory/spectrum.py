@@ -52,30 +52,11 @@ class Spectrum(Protocol):
         """
 
 
-class ExactSpectrum:
-    """The eigenvalues of F themselves; coordinates are those in its eigenbasis.
+class KnownSpectrum:
+    """What spectra have in common whose eigenvalues are those of F, and not estimated."""
 
-    Directions outside range(F) carry eigenvalue 0.
-    """
-
-    def __init__(self, eigenvalues: Tensor):
-        """Keep (r,) eigenvalues, >= 0, any order and device, as float64 on the CPU; ValueError for anything else."""
-        self.eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64).cpu()
-        s = self.eigenvalues
-        if s.ndim != 1 or not torch.isfinite(s).all() or (s < 0).any():
-            raise ValueError("eigenvalues must be a vector of finite numbers >= 0")
-        self._positive = s[s > 0]
-
-    def sums(self, mu: Tensor) -> SpectralSums:
-        """Return Σ (1−w), Σ w(1−w) and Σ w(1−w)² with w = μ/(s+μ)."""
-        mu = torch.as_tensor(mu, dtype=torch.float64).unsqueeze(-1)
-        share = self._positive / (self._positive + mu)
-        rest = share * (mu / (self._positive + mu))
-        return SpectralSums(share.sum(-1), rest.sum(-1), (rest * share).sum(-1))
-
-    def implicit_ridge(self, m: Tensor, ridge: Tensor) -> Tensor:
-        """Return the root μ of λ = μ (1 − d_μ/m)."""
-        return implicit_ridge(self._positive, m, ridge)
+    eigenvalues: Tensor
+    """(r,) float64, >= 0."""
 
     def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
         """Return (r, cells) values of (s+μ)⁻ᵖ."""
@@ -88,6 +69,37 @@ class ExactSpectrum:
     def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Return zeros: nothing is estimated."""
         return torch.zeros(len(left), len(first), dtype=torch.float64)
+
+
+class ExactSpectrum(KnownSpectrum):
+    """The eigenvalues of F themselves; coordinates are those in its eigenbasis.
+
+    Directions outside range(F) carry eigenvalue 0.
+    """
+
+    def __init__(self, eigenvalues: Tensor):
+        """Keep (r,) eigenvalues, >= 0, any order and device, as float64 on the CPU; ValueError for anything else."""
+        self.eigenvalues = checked_eigenvalues(eigenvalues)
+        self._positive = self.eigenvalues[self.eigenvalues > 0]
+
+    def sums(self, mu: Tensor) -> SpectralSums:
+        """Return Σ (1−w), Σ w(1−w) and Σ w(1−w)² with w = μ/(s+μ)."""
+        mu = torch.as_tensor(mu, dtype=torch.float64).unsqueeze(-1)
+        share = self._positive / (self._positive + mu)
+        rest = share * (mu / (self._positive + mu))
+        return SpectralSums(share.sum(-1), rest.sum(-1), (rest * share).sum(-1))
+
+    def implicit_ridge(self, m: Tensor, ridge: Tensor) -> Tensor:
+        """Return the root μ of λ = μ (1 − d_μ/m)."""
+        return implicit_ridge(self._positive, m, ridge)
+
+
+def checked_eigenvalues(eigenvalues: Tensor) -> Tensor:
+    """Return (r,) eigenvalues, any device, as float64 on the CPU; ValueError unless all are finite and >= 0."""
+    s = torch.as_tensor(eigenvalues, dtype=torch.float64).cpu()
+    if s.ndim != 1 or not torch.isfinite(s).all() or (s < 0).any():
+        raise ValueError("eigenvalues must be a vector of finite numbers >= 0")
+    return s
 
 
 def effective_dimension(spectrum: Spectrum, ridge: float | Tensor) -> Tensor:
