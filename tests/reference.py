@@ -105,3 +105,15 @@ def effective_dimension(train: Tensor, ridge: float) -> float:
     """Return tr F(F + λI)⁻¹."""
     F = fisher(train)
     return torch.linalg.solve(F + ridge * torch.eye(len(F), dtype=F.dtype), F).trace().item()
+
+
+def all_scores(problem, ridge: float) -> Tensor:
+    """Return the (v, v) scores of all pairs of the vectors of a sketched problem."""
+    rows = problem.whitened(ridge)
+    return rows @ rows.T
+
+
+def relative_gap(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of (v, v) scores, relative to √φ(a) √φ(b)."""
+    scale = expected.diagonal().sqrt()
+    return ((found - expected).abs() / scale / scale[:, None]).max().item()

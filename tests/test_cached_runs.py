@@ -9,6 +9,7 @@ import pytest
 
 from common.experiments import spectrum_figure
 from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
+from tests.interrupted import table_bytes
 from tests.sketches.test_cache import files_in, files_of_at_most
 from tests.test_spectrum_bounds import Command
 
@@ -30,7 +31,7 @@ def output(command, name):
 
 def tables(folder):
     (run,) = (folder / "spectrum_bounds").iterdir()
-    return {path.name: path.read_bytes() for path in run.glob("*.csv")}
+    return table_bytes(run)
 
 
 def config(folder):

@@ -11,7 +11,7 @@ import pytest
 
 import faithfulness_utility
 from common.experiments import faithfulness_figure, script
-from common.experiments.units import UnitLog
+from tests.interrupted import stopped_after, table_bytes
 from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,24 +96,16 @@ def test_a_projection_without_a_closed_form_is_measured_and_nothing_is_predicted
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_interrupted_run_goes_on_to_the_same_numbers(run, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_numbers(run):
     _, _, _, results = run()
-    expected = {path.name: path.read_bytes() for path in results.iterdir() if path.suffix in (".csv",)}
-    append = UnitLog.append
-
-    def interrupted(log, trial, m, rows):
-        append(log, trial, m, rows)
-        if len(log.units) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(UnitLog, "append", interrupted)
+    expected = table_bytes(results)
+    with stopped_after(3):
         status, _, err, _ = run()
     assert (status, err.count("\n")) == (130, 2)
     status, out, _, _ = run()
     assert status == 0
     assert "continuing after 3 finished" in out
-    assert {path.name: path.read_bytes() for path in results.iterdir() if path.suffix in (".csv",)} == expected
+    assert table_bytes(results) == expected
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from common.sketches.projectors import make_projector
 from common.workloads import benchmark
 from common.workloads.user_file import load_user_workload
 from tests import reference
+from tests.interrupted import table_bytes
 from tests.locks import no_locks_below
 from tests.reference_gradients import one_by_one_gradients
 from tests.tiny import write_tiny
@@ -85,10 +86,6 @@ def scripts(tmp_path, capsys):
     return Scripts(tmp_path, capsys)
 
 
-def tables(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".jsonl")}
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -132,7 +129,7 @@ def test_a_disk_that_fills_up_while_units_are_kept_costs_nothing_that_was_finish
     status, output, errors = scripts.run(experiment)
     assert (status, errors) == (0, "")
     assert f"continuing after {kept} finished" in output
-    assert tables(results) == {name: text for name, text in before.items() if name.endswith(".csv")}
+    assert table_bytes(results) == {name: text for name, text in before.items() if name.endswith(".csv")}
 
 
 def test_a_disk_that_fills_up_while_a_table_is_written_leaves_earlier_results(scripts):
@@ -212,14 +209,14 @@ def test_a_read_only_folder_that_must_be_written_is_one_line(scripts, name, opti
 @pytest.mark.usefixtures("mounts")
 def test_a_read_only_cache_costs_one_line_where_nothing_must_be_kept_in_it(scripts):
     assert scripts.run("spectrum_bounds")[0] == 0
-    expected = tables(scripts.results("spectrum_bounds"))
+    expected = table_bytes(scripts.results("spectrum_bounds"))
     folder = scripts.folder / "read_only"
     words = scripts.words("spectrum_bounds", f"--cache_dir={folder}")
     process = with_read_only_copy(scripts.folder / "empty", folder, [sys.executable, *words])
     assert process.returncode == 0, process.stderr
     assert process.stderr.startswith(f"geometry: not kept in {folder}")
     assert process.stderr.count("\n") == 1
-    assert tables(scripts.results("spectrum_bounds")) == expected
+    assert table_bytes(scripts.results("spectrum_bounds")) == expected
 
 
 @pytest.mark.usefixtures("mounts")
@@ -233,12 +230,12 @@ def test_a_read_only_folder_with_all_that_is_needed_is_used(scripts, experiment)
         return f"--cache_dir={place}", f"--benchmark_dir={place}", "--offload", "disk", "--proj_type", "rademacher"
 
     assert scripts.run(experiment, *folders(shared))[0] == 0
-    expected = tables(scripts.results(experiment))
+    expected = table_bytes(scripts.results(experiment))
     process = with_read_only_copy(shared, copy, [sys.executable, *scripts.words(experiment, *folders(copy))])
     assert (process.returncode, process.stderr) == (0, "")
     assert f"geometry: from {copy}" in process.stdout
     assert f"gradients: from {copy}" in process.stdout
-    assert tables(scripts.results(experiment)) == expected
+    assert table_bytes(scripts.results(experiment)) == expected
 
 
 # --- kills and Ctrl-C ---------------------------------------------------------------------------------------
@@ -246,7 +243,7 @@ def test_a_read_only_folder_with_all_that_is_needed_is_used(scripts, experiment)
 
 def test_ctrl_c_while_a_unit_is_written_finishes_it_and_says_how_to_go_on(scripts, monkeypatch):
     assert scripts.run("spectrum_bounds")[0] == 0
-    expected = tables(scripts.results("spectrum_bounds"))
+    expected = table_bytes(scripts.results("spectrum_bounds"))
     written, sync = [], os.fsync
 
     def pressed_twice(descriptor):
@@ -263,11 +260,11 @@ def test_ctrl_c_while_a_unit_is_written_finishes_it_and_says_how_to_go_on(script
         status, _, errors = scripts.run("spectrum_bounds")
     assert status == 130
     assert errors == "\ninterrupted: the same command continues after the last finished sketch\n"
-    assert tables(scripts.results("spectrum_bounds")) == expected
+    assert table_bytes(scripts.results("spectrum_bounds")) == expected
     status, output, _ = scripts.run("spectrum_bounds")
     assert status == 0
     assert "continuing after 3 finished" in output
-    assert tables(scripts.results("spectrum_bounds")) == expected
+    assert table_bytes(scripts.results("spectrum_bounds")) == expected
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line_and_leaves_nothing(scripts):
@@ -306,7 +303,7 @@ def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_r
     started = time.monotonic()
     assert whole.start(experiment, *options).wait() == 0
     seconds = time.monotonic() - started
-    expected = tables(whole.results(experiment))
+    expected = table_bytes(whole.results(experiment))
     moments = random.Random(0)
     for _ in range(kills):
         process = killed.start(experiment, *options)
@@ -318,10 +315,10 @@ def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_r
         for folder in (killed.folder / "output").glob("*/*"):
             if (folder / "config.json").exists():  # what looks finished is
                 assert json.loads((folder / "config.json").read_text())["finished"] is True
-                assert tables(folder) == expected
+                assert table_bytes(folder) == expected
     assert killed.start(experiment, *options).wait() == 0
     results = killed.results(experiment)
-    assert tables(results) == expected
+    assert table_bytes(results) == expected
     assert {path.name for path in results.iterdir()} == {path.name for path in whole.results(experiment).iterdir()}
 
 
@@ -350,7 +347,7 @@ run_script(spectrum_bounds.main)
 def test_a_run_whose_reader_goes_keeps_what_is_finished_and_one_that_never_had_one_completes_it(scripts):
     assert scripts.run("spectrum_bounds")[0] == 0
     results = scripts.results("spectrum_bounds")
-    expected = tables(results)
+    expected = table_bytes(results)
     words = scripts.words("spectrum_bounds")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     errors = dict(stderr=subprocess.PIPE, text=True)
@@ -359,7 +356,7 @@ def test_a_run_whose_reader_goes_keeps_what_is_finished_and_one_that_never_had_o
     process = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, **errors)
     line = "stopped: nobody reads the output any more; the same command completes what is missing\n"
     assert (process.returncode, process.stderr) == (1, line)
-    assert tables(results) == expected
+    assert table_bytes(results) == expected
     assert (results / "unfinished" / "units.jsonl").read_bytes().count(b"\n") - 1 == 9
 
     reader, writer = os.pipe()
@@ -369,7 +366,7 @@ def test_a_run_whose_reader_goes_keeps_what_is_finished_and_one_that_never_had_o
     os.close(writer)
     assert (process.returncode, process.stderr) == (1, "")
     assert not (results / "unfinished").exists()
-    assert tables(results) == expected
+    assert table_bytes(results) == expected
 
 
 # --- memory -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 
 from common.experiments import script
 from tests.documents import PAGES, commands, read
+from tests.experiments.projecting.cases import contents
 from tests.tiny import write_tiny
 from tests.torchrun import launcher
 
@@ -44,10 +45,6 @@ def run(processes: int, folder: Path, store: Path, *more: str) -> subprocess.Com
     command = [*launcher(processes), *words(folder, store, *more)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def contents(store: Path) -> dict[Path, bytes]:
-    return {path.relative_to(store): path.read_bytes() for path in sorted(store.rglob("*.npy"))}
 
 
 def run_here(script_path: str, *options: object) -> int:

@@ -21,11 +21,11 @@ import torch
 import spectrum_bounds
 from common.experiments import cross_figure, script
 from common.experiments.queries import QUERY_STREAM
-from common.experiments.units import UnitLog
 from common.foundations.seeds import make_generator
 from common.workloads import pairs
 from common.workloads.records import Dataset, Examples
 from tests.documents import code_spans, read, sections, tables
+from tests.interrupted import stopped_after, table_bytes
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
 
@@ -443,23 +443,15 @@ def test_pairs_predicted_alone_draw_no_sketch(command):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_interrupted_run_of_pairs_goes_on_to_the_same_numbers(command, monkeypatch, capsys):
+def test_an_interrupted_run_of_pairs_goes_on_to_the_same_numbers(command, capsys):
     assert command(*CROSS) == 0
-    expected = {path.name: path.read_bytes() for path in command.run.glob("*.csv")}
-    append = UnitLog.append
-
-    def interrupted(log, trial, m, rows):
-        append(log, trial, m, rows)
-        if len(log.units) == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(UnitLog, "append", interrupted)
+    expected = table_bytes(command.run)
+    with stopped_after(5):
         assert command(*CROSS) == 130
     capsys.readouterr()
     assert command(*CROSS) == 0
     assert "continuing after 5 finished" in capsys.readouterr().out
-    assert {path.name: path.read_bytes() for path in command.run.glob("*.csv")} == expected
+    assert table_bytes(command.run) == expected
 
 
 # --- bad input ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from common.sketches.influence import (
 )
 from tests import reference
 from tests.geometries import geometry_from
-from tests.reference import DenseGradients, generator, normal
+from tests.reference import DenseGradients, all_scores, generator, normal, relative_gap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,17 +30,6 @@ def projected_problem(P, train, queries):
     weights = torch.eye(len(gradients.unit), dtype=torch.float64)[len(train) :]
     problem = problem_from_projection((P @ gradients.unit.T).float(), gradients.norms, len(train), weights)
     return problem, gradients.unit[len(train) :]
-
-
-def relative_gap(found, expected):
-    """Return the largest difference relative to √φ(a) √φ(b)."""
-    scale = expected.diagonal().sqrt()
-    return ((found - expected).abs() / scale / scale[:, None]).max().item()
-
-
-def scores(problem, ridge):
-    rows = problem.whitened(ridge)
-    return rows @ rows.T
 
 
 # --- exact scores -------------------------------------------------------------------------------------------
@@ -71,7 +60,7 @@ def test_scores_of_a_projection_equal_the_dense_formula_on_both_sides_of_m_equal
     problem, unit_queries = projected_problem(P, train, queries)
     expected = reference.sketched_influence(P, train, unit_queries, unit_queries, ridge)
     assert len(problem.fisher) <= min(m, N_TRAIN + N_QUERIES)
-    assert relative_gap(scores(problem, ridge), expected) < 1e-7 / ridge**0.5 + 2e-6
+    assert relative_gap(all_scores(problem, ridge), expected) < 1e-7 / ridge**0.5 + 2e-6
     torch.testing.assert_close(
         sketched_self_influence(problem, ridge), expected.diagonal(), rtol=2e-6 / min(ridge, 1) ** 0.5, atol=0
     )
@@ -85,7 +74,7 @@ def test_gradient_norms_over_ten_orders_of_magnitude_cost_a_sketch_no_accuracy(m
     problem, unit_queries = projected_problem(P, train, queries)
     for ridge in (1e-6, 1e-2, 1.0):
         expected = reference.sketched_influence(P, train, unit_queries, unit_queries, ridge)
-        assert relative_gap(scores(problem, ridge), expected) < 1e-5
+        assert relative_gap(all_scores(problem, ridge), expected) < 1e-5
 
 
 @pytest.mark.parametrize("m", [4, 64])
@@ -97,7 +86,7 @@ def test_duplicated_dependent_and_zero_rows_leave_sketched_scores_right(m):
     problem, unit_queries = projected_problem(P, train, queries)
     for ridge in (1e-3, 1.0):
         expected = reference.sketched_influence(P, train, unit_queries, unit_queries, ridge)
-        found = scores(problem, ridge)
+        found = all_scores(problem, ridge)
         assert relative_gap(found[:4, :4], expected[:4, :4]) < 1e-5
         assert found[4].abs().max() == 0
 

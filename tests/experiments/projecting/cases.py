@@ -17,3 +17,8 @@ def options(folder: Path, change: str = "", **changes) -> ProjectOptions:
         dtype="float32", scale="none", batch_size=4, device="cpu", limit=None, timeout=60.0,
     )  # fmt: skip
     return ProjectOptions(**plain | changes)
+
+
+def contents(store: Path) -> dict[Path, bytes]:
+    """Return the bytes of all arrays of a store, by their place in it."""
+    return {path.relative_to(store): path.read_bytes() for path in sorted(store.rglob("*.npy"))}

@@ -12,7 +12,7 @@ from common.sketches import matrices
 from common.stores import manifest
 from common.stores.writer import StoreWriter
 from common.workloads.losses import cross_entropy
-from tests.experiments.projecting.cases import options
+from tests.experiments.projecting.cases import contents, options
 from tests.reference_gradients import one_by_one_gradients
 from tests.sketches.test_row_projection import column_by_column
 
@@ -42,10 +42,6 @@ def project(store, chosen, subject=None):
     for writer in filling.make_writers(store, subject):
         filling.fill(writer, subject, Ranks())
     return subject
-
-
-def contents(store):
-    return {path.relative_to(store): path.read_bytes() for path in sorted(store.rglob("*.npy"))}
 
 
 @pytest.mark.parametrize("kind", KINDS)
