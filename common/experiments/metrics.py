@@ -96,25 +96,6 @@ def pooled_errors(errors: Tensor) -> PooledErrors:
     return PooledErrors(float(values.mean()), eps_50, eps_95, eps_99, float(values[-1]), short)
 
 
-def spearman_columns(predicted: Tensor, actual: Tensor) -> Tensor:
-    """Return the Spearman correlation, average ranks for ties, of each column of two (S, k) matrices.
-
-    Returns:
-        (k,) float64; NaN where either column is constant or holds a non-finite value.
-
-    Raises:
-        ValueError: the shapes differ or are not two-dimensional.
-    """
-    return _correlate(unit_ranks(predicted), unit_ranks(actual))
-
-
-def _correlate(first: Tensor, second: Tensor) -> Tensor:
-    if first.shape != second.shape:
-        raise ValueError(f"shapes to correlate differ: {tuple(first.shape)} and {tuple(second.shape)}")
-    # Rounding may leave a perfect correlation 1e-16 above 1; NaN passes through.
-    return (first * second).sum(dim=0).clamp(-1.0, 1.0)
-
-
 def lds_per_query(subset_score_sums: Tensor, loss_ranks: Tensor) -> Tensor:
     """Return the linear datamodeling score of every query.
 
@@ -137,37 +118,11 @@ def lds_per_query(subset_score_sums: Tensor, loss_ranks: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or are not two-dimensional.
     """
-    predicted_losses = -subset_score_sums
-    return _correlate(unit_ranks(predicted_losses), loss_ranks)
-
-
-@dataclass(frozen=True, eq=False)
-class LdsResult:
-    """Linear datamodeling score over a set of queries."""
-
-    mean: float
-    """Mean over the valid queries; NaN where there is none."""
-    low: float
-    """Lower end of the 95 % interval of the mean, see `bootstrap_interval`."""
-    high: float
-    """Upper end of that interval."""
-    num_bad: int
-    """Queries without a correlation (constant or non-finite column): left out of the three above."""
-    per_query: Tensor
-    """(k,) float64 correlations, NaN for the bad ones."""
-
-
-def summarise_lds(per_query: Tensor, seed: int) -> LdsResult:
-    """Return mean, 95 % bootstrap interval and number of bad queries of (k,) correlations."""
-    valid = per_query[per_query.isfinite()]
-    low, high = bootstrap_interval(per_query, seed)
-    mean = valid.mean().item() if len(valid) else nan
-    return LdsResult(mean, low, high, len(per_query) - len(valid), per_query)
-
-
-def linear_datamodeling_score(subset_score_sums: Tensor, losses: Tensor, seed: int) -> LdsResult:
-    """Return the summary of `lds_per_query` for (S, k) score sums and (S, k) losses (not minus losses)."""
-    return summarise_lds(lds_per_query(subset_score_sums, unit_ranks(losses)), seed)
+    predicted_ranks = unit_ranks(-subset_score_sums)
+    if predicted_ranks.shape != loss_ranks.shape:
+        raise ValueError(f"shapes to correlate differ: {tuple(predicted_ranks.shape)} and {tuple(loss_ranks.shape)}")
+    # Rounding may leave a perfect correlation 1e-16 above 1; NaN passes through.
+    return (predicted_ranks * loss_ranks).sum(dim=0).clamp(-1.0, 1.0)
 
 
 def bootstrap_interval(

@@ -20,7 +20,7 @@ from common.experiments.run import Run
 from common.foundations.errors import UserError
 from common.foundations.storage import file_checksum
 from common.foundations.tensor_files import fingerprint
-from common.gradients.checks import check_gradients
+from common.gradients.first_gradients import check_gradients
 from common.gradients.kept_rows import Gradients
 from common.gradients.planning import DTYPES, GradientPlan, plan_gradients
 from common.gradients.streamed_rows import StreamedGradients

@@ -12,10 +12,7 @@ from common.experiments.metrics import (
     bootstrap_interval,
     error_statistics,
     lds_per_query,
-    linear_datamodeling_score,
     pooled_errors,
-    spearman_columns,
-    summarise_lds,
 )
 from common.theory.ranks import unit_ranks
 
@@ -76,19 +73,24 @@ def test_error_statistics_refuse_a_matrix():
 # --- Spearman ---------------------------------------------------------------------------------------------
 
 
+def correlations(predicted, actual):
+    """Return the Spearman correlation of each column: of scores, whose sums stand for lower losses."""
+    return lds_per_query(-predicted, unit_ranks(actual))
+
+
 @pytest.mark.parametrize("levels", [None, 20, 4, 2], ids=["no_ties", "few_ties", "many_ties", "binary"])
 def test_spearman_equals_scipy_in_every_column(levels):
     predicted = random_matrix(50, 40, seed=1, levels=levels)
     actual = predicted * torch.linspace(-1, 1, 40) + random_matrix(50, 40, seed=2, levels=levels)
     expected = [spearmanr(predicted[:, i], actual[:, i]).statistic for i in range(40)]
-    assert spearman_columns(predicted, actual).numpy() == pytest.approx(np.array(expected), abs=ROUNDING)
+    assert correlations(predicted, actual).numpy() == pytest.approx(np.array(expected), abs=ROUNDING)
 
 
 def test_spearman_of_monotone_columns_is_plus_or_minus_one():
     values = random_matrix(30, 5, seed=3)
-    assert spearman_columns(values, values.exp()).numpy() == pytest.approx(1.0, abs=ROUNDING)
-    assert spearman_columns(values, -(values**3)).numpy() == pytest.approx(-1.0, abs=ROUNDING)
-    assert spearman_columns(values, values).max() <= 1.0
+    assert correlations(values, values.exp()).numpy() == pytest.approx(1.0, abs=ROUNDING)
+    assert correlations(values, -(values**3)).numpy() == pytest.approx(-1.0, abs=ROUNDING)
+    assert correlations(values, values).max() <= 1.0
 
 
 @pytest.mark.parametrize("bad", [torch.full((20,), 3.7), torch.zeros(20)], ids=["constant", "zero"])
@@ -96,9 +98,9 @@ def test_a_constant_column_on_either_side_is_nan_and_no_other(bad):
     predicted, actual = random_matrix(20, 4, seed=4), random_matrix(20, 4, seed=5)
     predicted[:, 1] = bad
     actual[:, 2] = bad
-    assert spearman_columns(predicted, actual).isnan().tolist() == [False, True, True, False]
+    assert correlations(predicted, actual).isnan().tolist() == [False, True, True, False]
     actual[:, 1] = bad
-    assert spearman_columns(predicted, actual)[1].isnan()
+    assert correlations(predicted, actual)[1].isnan()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -106,20 +108,20 @@ def test_one_non_finite_entry_on_either_side_makes_its_column_nan(bad):
     predicted, actual = random_matrix(20, 4, seed=6), random_matrix(20, 4, seed=7)
     predicted[3, 0] = bad
     actual[8, 3] = bad
-    assert spearman_columns(predicted, actual).isnan().tolist() == [True, False, False, True]
+    assert correlations(predicted, actual).isnan().tolist() == [True, False, False, True]
 
 
 def test_spearman_does_not_depend_on_scale_or_layout():
     predicted, actual = random_matrix(30, 6, seed=8), random_matrix(30, 6, seed=9)
-    expected = spearman_columns(predicted, actual)
+    expected = correlations(predicted, actual)
     transposed = predicted.T.contiguous().T
-    assert torch.equal(spearman_columns(1e-200 * predicted, 1e200 * actual), expected)
-    assert torch.equal(spearman_columns(transposed, actual), expected)
+    assert torch.equal(correlations(1e-200 * predicted, 1e200 * actual), expected)
+    assert torch.equal(correlations(transposed, actual), expected)
 
 
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"\(5, 1\) and \(5, 3\)"):
-        spearman_columns(torch.ones(5, 1), torch.ones(5, 3))
+        correlations(torch.ones(5, 1), torch.ones(5, 3))
     with pytest.raises(ValueError, match=r"\(S, k\), not \(5,\)"):
         unit_ranks(torch.ones(5))
 
@@ -137,28 +139,21 @@ def test_lds_equals_dattri_on_the_same_scores(levels):
     if levels is not None:
         assert len(sums[:, 0].unique()) < 25
     expected, _ = dattri_lds(scores, (-losses, subsets))
-    assert lds_per_query(sums, unit_ranks(losses)).numpy() == pytest.approx(expected.numpy(), abs=ROUNDING)
-    result = linear_datamodeling_score(sums, losses, seed=0)
-    assert result.mean == pytest.approx(expected.mean().item(), abs=ROUNDING)
-    assert result.mean > 0.1
+    found = lds_per_query(sums, unit_ranks(losses))
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=ROUNDING)
+    assert found.mean() > 0.1
 
 
-def test_bad_queries_are_counted_and_left_out_of_mean_and_interval():
+def test_bad_queries_have_no_score_and_are_left_out_of_the_interval():
     sums, losses = random_matrix(40, 12, seed=13), random_matrix(40, 12, seed=14)
-    clean = linear_datamodeling_score(sums[:, 3:], losses[:, 3:], seed=5)
+    clean = lds_per_query(sums[:, 3:], unit_ranks(losses[:, 3:]))
     sums[:, 0] = 0.0
     losses[:, 1] = 2.0
     losses[4, 2] = math.nan
-    dirty = linear_datamodeling_score(sums, losses, seed=5)
-    assert dirty.num_bad == 3
-    assert dirty.per_query.isnan().tolist() == [True] * 3 + [False] * 9
-    assert (dirty.mean, dirty.low, dirty.high) == (clean.mean, clean.low, clean.high)
-
-
-def test_without_a_valid_query_the_score_is_nan():
-    result = linear_datamodeling_score(torch.zeros(10, 4), random_matrix(10, 4, seed=15), seed=0)
-    assert result.num_bad == 4
-    assert all(math.isnan(value) for value in (result.mean, result.low, result.high))
+    dirty = lds_per_query(sums, unit_ranks(losses))
+    assert dirty.isnan().tolist() == [True] * 3 + [False] * 9
+    assert torch.equal(dirty[3:], clean)
+    assert bootstrap_interval(dirty, seed=5) == bootstrap_interval(clean, seed=5)
 
 
 def test_score_is_positive_when_training_on_positive_samples_lowers_the_loss():
@@ -188,8 +183,9 @@ def test_score_is_positive_when_training_on_positive_samples_lowers_the_loss():
     sums = torch.stack([scores[subset].sum(dim=0) for subset in subsets])
 
     assert (torch.linalg.solve(hessian, query_gradients.T).T * query_gradients).sum(dim=1).min() > 0
-    assert linear_datamodeling_score(sums, losses, seed=0).low > 0.5
-    assert linear_datamodeling_score(-sums, losses, seed=0).high < -0.5
+    found = lds_per_query(sums, unit_ranks(losses))
+    assert bootstrap_interval(found, seed=0)[0] > 0.5
+    assert bootstrap_interval(-found, seed=0)[1] < -0.5
 
 
 # --- bootstrap --------------------------------------------------------------------------------------------
@@ -239,10 +235,7 @@ def test_interval_of_equal_values_is_a_point():
 
 
 def test_fewer_than_two_queries_have_no_interval():
-    result = summarise_lds(torch.tensor([0.5, math.nan]), seed=0)
-    assert (result.mean, result.num_bad) == (0.5, 1)
-    assert math.isnan(result.low)
-    assert math.isnan(result.high)
+    assert all(map(math.isnan, bootstrap_interval(torch.tensor([0.5, math.nan]), seed=0)))
 
 
 # --- errors of many pairs -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 import spectrum_bounds
 from common.experiments import script
 from common.foundations.errors import UserError
-from common.gradients.checks import check_gradients
+from common.gradients.first_gradients import check_gradients
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.benchmark import SEED, load_trained_model

@@ -1,4 +1,4 @@
-"""Whether the gradient of each sample of a user's own workload can be computed, found on a few samples."""
+"""Whether the gradients of the first samples of a user's own workload can be computed, before any longer work."""
 
 from __future__ import annotations
 

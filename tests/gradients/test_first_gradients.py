@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from common.foundations.errors import UserError
-from common.gradients.checks import check_gradients
+from common.gradients.first_gradients import check_gradients
 from common.workloads.user_file import load_user_workload, naming
 from tests.tiny import write_tiny
 
