@@ -130,8 +130,12 @@ def rounding(subject: Subject, row: int, gradient: Tensor) -> float:
 
 
 def _mismatches(subject: Subject, routes: Routes, rows: Tensor, bad: Tensor, relative: Tensor) -> list[Mismatch]:
-    """Return the parameters that are wrong at the worst row; all that are not at the last step if none is found."""
-    worst = int(torch.where(bad, relative, -1).amax(dim=1).argmax())
+    """Return the parameters that are wrong at the worst row; all that are not at the last step if none is found.
+
+    The worst row is the one whose (k, k) inner products are wrong by most together.
+    """
+    # a row that is right has bad products with wrong ones alone, which have them with many
+    worst = int(torch.where(bad, relative.nan_to_num(torch.inf).clamp(max=1), 0).sum(dim=1).argmax())
     row = rows[worst : worst + 1]
     names = list(subject.parameters)
     captures = LayerCapture(subject.model, subject.loss, routes)(subject.batch(row))
