@@ -212,6 +212,10 @@ LAYER_BY_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "einsum_positions": (lambda: Weights(lambda x, w: torch.einsum("btc,cr->brt", x, w), (4, 6)), SEQUENCES),
     "einsum_heads": (lambda: Weights(lambda x, w: torch.einsum("btc,chd->bthd", [x, w]), (4, 2, 3)), SEQUENCES),
+    "einsum_joined_heads": (
+        lambda: Weights(lambda x, w: torch.einsum("bthd,hdc->btc", x.view(*x.shape[:2], 2, 2), w), (2, 2, 3)),
+        SEQUENCES,
+    ),
     "einsum_per_position": (lambda: Weights(lambda x, w: torch.einsum("btc,tcr->btr", x, w), (5, 4, 3)), SEQUENCES),
     "einsum_of_three": (
         lambda: Weights(lambda x, w, u: torch.einsum("btc,cr,rs->bts", x, w, u), (4, 2), (2, 3)),

@@ -107,6 +107,9 @@ def _read_einsum(equation, *operands):
     order = "".join(rows + cols)
     if of_weight not in (order, "".join(cols + rows)):
         return None
+    # a parameter is a matrix of its first dimension and all others
+    if len(rows if of_weight == order else cols) > 1:
+        return None
     return Reading(
         "linear",
         operands[0],

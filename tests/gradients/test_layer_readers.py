@@ -37,7 +37,7 @@ def test_a_convolution_is_its_kernel_times_the_patches(options):
         ("btc,cr->btr", (4, 6)),
         ("btc, rc -> btr", (6, 4)),
         ("btc,rc->rbt", (6, 4)),
-        ("btc,ctr->br", (4, 5, 6)),
+        ("btc,rct->br", (6, 4, 5)),
         ("btc,hcd->bthd", (2, 4, 3)),
     ],
 )
@@ -61,6 +61,11 @@ def test_an_equation_is_a_linear_map_only_where_rows_and_columns_of_the_weight_s
 )
 def test_other_equations_are_left_to_autograd(equation):
     assert READERS[torch.einsum](equation, torch.randn(2, 4, 4), torch.randn(4, 4)) is None
+
+
+def test_a_weight_whose_first_two_dimensions_belong_together_is_no_matrix_of_its_first_one():
+    assert READERS[torch.einsum]("bthd,hdc->btc", torch.randn(2, 5, 3, 4), torch.randn(3, 4, 6)) is None
+    assert READERS[torch.einsum]("btc,hdc->bthd", torch.randn(2, 5, 6), torch.randn(3, 4, 6)) is None
 
 
 def test_a_call_in_training_mode_or_with_a_changed_table_is_left_to_autograd():
