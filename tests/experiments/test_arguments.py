@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from importlib.metadata import version
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.experiments import arguments, option_checks, option_values
-from common.foundations.errors import UserError
+from common.experiments import arguments, option_checks
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,58 +89,6 @@ def test_a_bad_value_is_one_line_with_the_value_and_status_2(options, capsys):
     assert captured.err.endswith("\n")
     assert captured.err.count("\n") == 1
     assert repr(options[-1])[1:-1] in captured.err
-
-
-@pytest.mark.parametrize(
-    ("parser", "good", "bad"),
-    [
-        (option_values.positive_int, {"1": 1, "007": 7}, ["0", "-1", "1e3", "inf", "nan", "", "1000001"]),
-        (option_values.dimension, {"1": 1, str(2**40): 2**40}, ["0", "-1", "1.5", str(2**40 + 1)]),
-        (option_values.seed_int, {"0": 0, "12": 12}, ["-1", "0.0"]),
-        (option_values.ridge_exponent, {"-300": -300, "0": 0, "300": 300}, ["-301", "301", "1e2"]),
-        (option_values.non_negative_float, {"0": 0.0, "2.5": 2.5, "1e-3": 1e-3}, ["-1e-9", "nan", "inf", "1e999", "x"]),
-        (option_values.open_unit_float, {"0.1": 0.1, "1e-9": 1e-9}, ["0", "1", "nan", "-0.5", "2", "1e-300"]),
-        (option_values.power_of_two, {"1": 1, "2": 2, "1024": 1024}, ["0", "3", "-2", "6", "2.0"]),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_parsers_take_what_they_allow_and_say_so_otherwise(parser, good, bad):
-    for text, value in good.items():
-        assert parser(text) == value
-    for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match=r"is not allowed; must be") as error:
-            parser(text)
-        assert repr(text) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (("--lambda_exp_min", "3"), "--lambda_exp_min 3 exceeds --lambda_exp_max 2"),
-        (("--proj_type", "sjlt", "--explicit_projection"), "--explicit_projection is for --proj_type normal"),
-        (("--proj_type", "sjlt", "--sjlt_sparsity", "4"), "--sjlt_sparsity 4 needs --min_m of at least that, got 1"),
-        (("--proj_type", "sjlt", "--m_steps", "4"), "--m_steps 4: sjlt of size m is a folded larger one"),
-        (("--proj_type", "tensorsketch", "--m_steps", "4"), "--m_steps 4: tensorsketch of size m is a folded larger"),
-        (("--kronecker_ranks", "4,4"), "--kronecker_ranks 4,4 is for --proj_type kronecker, got normal"),
-        (
-            ("--proj_type", "kronecker", "--kronecker_ranks", "4,8", "--max_m", "64"),
-            "--kronecker_ranks 4,8 decides m; drop --max_m and --m_steps",
-        ),
-        (("--proj_type", "kronecker", "--grad_dtype", "float16"), "--grad_dtype float16 needs stored gradients"),
-        (("--sjlt_sparsity", "4"), "--sjlt_sparsity 4 is for --proj_type sjlt, got normal"),
-        (("--grad_dtype", "float16"), "--grad_dtype float16 needs stored gradients"),
-        (("--reference_m", "64"), "--reference_m 64 is for --reference sketch"),
-        (("--reference", "sketch", "--proj_type", "kronecker"), "--reference sketch is for --proj_type normal"),
-        (("--reference", "sketch", "--max_m", "16384"), "--max_m 16384 exceeds --reference_m 8192"),
-        (("--reference", "sketch", "--offload", "disk"), "--offload disk: --reference sketch keeps no gradients"),
-        (("--reference", "sketch", "--grad_dtype", "float16"), "--grad_dtype float16: --reference sketch stores no"),
-        (("--grad_dtype", "bfloat16", "--offload", "recompute"), "--grad_dtype bfloat16 needs stored gradients"),
-    ],
-)
-def test_options_that_contradict_each_other_are_named(options, named):
-    with pytest.raises(UserError, match=named) as error:
-        parse(*options)
-    assert "\n" not in str(error.value)
 
 
 # --- no waiting for what is not needed ----------------------------------------------------------------------
