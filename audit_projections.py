@@ -62,10 +62,10 @@ def audit(options: AuditOptions, run: Run, ranks: Ranks) -> None:
     ridge, reason = steps.choose_ridge(options, summary, lds)
     top, elsewhere = steps.score(options, run, audited, ridge, ranks)
     verdicts = trust.verdicts(audited, dimensions)
-    run.record(ridge=ridge, ridge_reason=reason, law_known=trust.law_is_known(audited), verdicts=verdicts)
+    run.record(ridge=ridge, ridge_reason=reason, law_known=audited.law_is_known, verdicts=verdicts)
     with run.phase("figure"):
         size = f"n = {audited.store.num_rows}, M = {audited.spectrum.size}, {audited.proj_type} projection"
-        title = size if trust.law_is_known(audited) else f"{size}: its law is not known, numbers are unreliable"
+        title = size if audited.law_is_known else f"{size}: its law is not known, numbers are unreliable"
         figure.draw_audit(run.folder, dimensions, summary, top, lds, ridge, f"{options.train.name}: {title}")
     report(options, run, dimensions, advice, top, elsewhere, verdicts)
 

@@ -22,7 +22,7 @@ from common.sketches.geometry import Geometry, ScoredVectors
 from common.sketches.moment_sketch import REFERENCE_TRIAL, Sketch, collect_moments, project_samples
 from common.sketches.projectors import make_projector
 from common.theory.column_sample import ColumnSample
-from common.theory.sketched_spectrum import SketchedSpectrum
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis, few_in_a_bucket
 from common.theory.spectrum import ExactSpectrum
 
 
@@ -133,11 +133,12 @@ def sketched_view(
         queries = choose_queries(streamed.norms, num_train, drawn, options.queries)
         (projected,) = project_samples(streamed, reference, queries.rows)
     with run.phase("geometry"):
-        eigenvalues, basis = torch.linalg.eigh(moments.second)
-        eigenvalues, basis = eigenvalues.flip(0), basis.flip(1)
+        eigenvalues, basis = eigenbasis(moments.second)
         # rounding leaves numbers of both signs and of this size in the place of zeros
         eigenvalues[eigenvalues <= size * torch.finfo(torch.float64).eps * eigenvalues[0]] = 0
         vectors = torch.cat([moments.sums, projected]) @ basis
+    if few := few_in_a_bucket(sketches.proj_type, plan.num_columns, len(eigenvalues)):
+        print(f"warning: reference: {few}")
     rank = int((eigenvalues > 0).sum())
     scored = ScoredVectors(queries.rows, subsets)
     geometry = Geometry(eigenvalues, rank, streamed.norms, num_train, scored, vectors)

@@ -33,8 +33,36 @@ from common.theory.spectrum import SpectralSums
 
 # S is known to about 1e-16 of its trace: smaller solves would see rounding
 SMALLEST_SOLVE = 1e-12
+# of these every column of P has an entry in few rows
+SPARSE_LAWS = ("sjlt", "tensorsketch")
+# columns of P for each of its rows, from which on an sjlt's rows are alike enough for the laws of a Gaussian sketch
+FEWEST_A_BUCKET = 16
 _MAX_ITERATIONS = 200
 _CELLS_AT_ONCE = 64
+
+
+def eigenbasis(second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of S = PFPᵀ over the M' rows of P that reach F, descending, and (M, M') eigenvectors.
+
+    A row and column of zeros is a row of P to which no gradient contributes, such as an empty bucket of an SJLT. It is
+    no part of the sketch, and μ(κ) = M/R_1 must not count it: its 1/κ in R_1 would let every ridge be resolved.
+    """
+    live = second.diagonal().nonzero().flatten()
+    part = second if len(live) == len(second) else second[live][:, live]
+    eigenvalues, vectors = torch.linalg.eigh(part)
+    basis = second.new_zeros(len(second), len(live))
+    basis[live] = vectors.flip(1)
+    return eigenvalues.flip(0), basis
+
+
+def few_in_a_bucket(kind: str, num_columns: int, size: int) -> str | None:
+    """Say how far what a sparse P of `size` rows shows can be trusted; None where nothing speaks against it."""
+    if kind not in SPARSE_LAWS or num_columns >= FEWEST_A_BUCKET * size:
+        return None
+    return (
+        f"{num_columns} parameters in M = {size} buckets, {num_columns / size:.2g} in each: where d_λ is not far below "
+        "M, d_λ is off by some percent, and standard errors are too small"
+    )
 
 
 class SketchedSpectrum:

@@ -67,3 +67,8 @@ def test_ridges_that_the_reference_cannot_see_are_left_out_and_said(start, capsy
 def test_a_reference_of_as_many_rows_as_the_model_has_parameters_is_refused(start):
     with pytest.raises(UserError, match="--reference_m 8192 must be below the 7850 parameters of the model"):
         start("--proj_type", "sjlt", "--reference", "sketch")
+
+
+def test_a_reference_with_few_parameters_in_a_bucket_is_warned_of(start, capsys):
+    start("--proj_type", "sjlt", "--reference", "sketch", "--reference_m", "1024")
+    assert "warning: reference: 7850 parameters in M =" in capsys.readouterr().out

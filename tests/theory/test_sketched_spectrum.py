@@ -7,7 +7,7 @@ import torch
 
 from common.theory.cross_influence import predict_cross_error
 from common.theory.self_influence import predict_self_influence
-from common.theory.sketched_spectrum import SketchedSpectrum
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 from common.theory.spectrum import ExactSpectrum
 from tests import reference_theory as reference
 
@@ -220,3 +220,19 @@ def test_the_noise_of_an_estimate_has_as_many_degrees_of_freedom_as_its_sketch_l
     expected = 1 / (M - (sums.first - sums.first_minus_second))
     torch.testing.assert_close(spectrum.own_inverse_dof(MUS), expected, rtol=1e-10, atol=0)
     assert (exact.own_inverse_dof(MUS) == 0).all()
+
+
+def test_rows_of_a_sketch_that_reach_nothing_are_no_part_of_it(generator):
+    """An sjlt with empty buckets resolves what the sketch of its other rows does, and nothing below."""
+    sketch = reference.sketch_matrix("sjlt", M, SIZE, generator)
+    sketch[:7] = 0
+    second = sketch * eigenvalues() @ sketch.T
+    t, basis = eigenbasis(second)
+    reached = (sketch != 0).any(1)
+    assert len(t) == reached.sum() < M
+    torch.testing.assert_close(basis * t @ basis.T, second, rtol=1e-10, atol=1e-10)
+    assert not basis[~reached].any()
+    floor = SketchedSpectrum(torch.linalg.eigvalsh(second[reached][:, reached])).smallest_ridge
+    seen = SketchedSpectrum(t)
+    assert seen.smallest_ridge == pytest.approx(floor, rel=1e-6)
+    assert seen.solve_of_ridge(torch.tensor(floor / 10, dtype=torch.float64)).isnan()

@@ -18,7 +18,7 @@ from common.foundations.errors import UserError
 from common.foundations.seeds import make_generator
 from common.stores.moments import fold, fold_rows
 from common.theory.ranks import unit_ranks
-from common.theory.sketched_spectrum import SketchedSpectrum
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 
 SMALLEST_FOLD = 16
 SPLIT_STREAM = 1_000_033
@@ -42,7 +42,7 @@ def measure(audited: Audited, truth: AuditTruth, ridges: list[float], val_ratio:
     d_lambda = audited.spectrum.sums(torch.tensor(ridges, dtype=torch.float64)).first.tolist()
     rows: list[dict[str, float]] = []
     while len(second) >= SMALLEST_FOLD or not rows:
-        t, basis = torch.linalg.eigh(second)
+        t, basis = eigenbasis(second)
         spectrum = SketchedSpectrum(t, rounding)
         a, q, t = sums @ basis, queries @ basis, t.clamp(min=0)
         for ridge, d in zip(ridges, d_lambda, strict=True):

@@ -17,8 +17,9 @@ from common.foundations.storage import first_difference
 from common.stores.formats import open_store
 from common.stores.moments import Moments, RowReport, check_rows, collect
 from common.stores.store import Store
-from common.theory.sketched_spectrum import SketchedSpectrum
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 
+KNOWN_LAWS = ("normal", "rademacher", "sjlt", "tensorsketch")
 NUM_PAIRS = 2000
 SAMPLE_STREAM = 1_000_211
 
@@ -36,7 +37,7 @@ class Audited:
     moments: Moments
     """S, sums of subsets, rows that were kept."""
     basis: Tensor
-    """(M, M) float64 eigenvectors of S, columns in the order of `spectrum.eigenvalues`."""
+    """(M, M') float64 eigenvectors of S, in the order of `spectrum.eigenvalues`; M' columns are not all zero."""
     spectrum: SketchedSpectrum
     """F as S shows it."""
     queries: Tensor
@@ -49,15 +50,25 @@ class Audited:
     """(p, M) float64 random training rows, the other side of the pairs of the cross errors."""
 
     @property
+    def law_is_known(self) -> bool:
+        """Whether the law of the projection is one that the formulas hold for."""
+        return self.proj_type in KNOWN_LAWS
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Return tr S/M, with M the columns of the store."""
+        return self.moments.second.diagonal().mean().item()
+
+    @property
     def tabled_queries(self) -> Tensor:
         """Coordinates of the queries that are not zero, scaled to unit length; for the tables of errors."""
-        return _units(self.queries) @ self.basis
+        return _units(self.queries @ self.basis)
 
     def pairs(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return (p, M) coordinates of both sides of random (training row, query) pairs of unit length."""
-        left, right = _units(self.sample), _units(self.queries)
+        left, right = _units(self.sample @ self.basis), self.tabled_queries
         chosen = torch.randint(len(right), (len(left),), generator=make_generator("cpu", seed, SAMPLE_STREAM, 2))
-        return left @ self.basis, right[chosen] @ self.basis
+        return left, right[chosen]
 
 
 @dataclass(frozen=True)
@@ -141,13 +152,15 @@ def collect_rows(
 
 def see(options: AuditOptions, store: Store, collected: Collected) -> Audited:
     """Return F as the second moment shows it, with all that was collected."""
-    eigenvalues, basis = torch.linalg.eigh(collected.moments.second)
+    eigenvalues, basis = eigenbasis(collected.moments.second)
+    if not (collected.queries @ basis).any():
+        raise UserError(f"{options.queries}: no query has a column in common with the training rows, all scores are 0")
     return Audited(
         store=store,
         queries_are_rows=collected.queries_are_rows,
         proj_type=options.proj_type or store.projection or "normal",
         moments=collected.moments,
-        basis=basis.flip(1),
+        basis=basis,
         spectrum=SketchedSpectrum(eigenvalues, collected.moments.rounding),
         queries=collected.queries,
         query_rows=collected.query_rows,

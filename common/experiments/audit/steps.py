@@ -10,7 +10,6 @@ from common.experiments.audit import lds, reading, scores, tables, units
 from common.experiments.audit.options import AuditOptions
 from common.experiments.audit.reading import Audited
 from common.experiments.audit.score_files import write_scores
-from common.experiments.audit.trust import law_is_known
 from common.experiments.audit.truth import AuditTruth, read_truth
 from common.experiments.run import Run
 from common.experiments.selection import recommendation
@@ -66,7 +65,7 @@ def _open(options: AuditOptions) -> tuple[Store, Store | None, AuditTruth | None
 
 def ridges_of(options: AuditOptions, audited: Audited) -> list[float]:
     """Return the grid of λ, with the one that was asked for."""
-    grid = options.ridges(audited.spectrum.eigenvalues.mean().item())
+    grid = options.ridges(audited.mean_eigenvalue)
     return grid if options.ridge is None else sorted({*grid, options.ridge})
 
 
@@ -107,13 +106,13 @@ def score(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first two."""
     with run.phase("scores"):
-        scorer = scores.share(scores.make_scorer(audited, ridge, law_is_known(audited)), audited.queries, ranks)
+        scorer = scores.share(scores.make_scorer(audited, ridge, audited.law_is_known), audited.queries, ranks)
         top = scores.top_scores(scorer, audited, options.top_k, ranks)
         run.write_table("top_scores.csv", top)
     if options.write_scores is not None:
         with run.phase("writing scores"):
             write_scores(options.write_scores, scorer, audited.store, ranks)
-    mean = audited.spectrum.eigenvalues.mean().item()
+    mean = audited.mean_eigenvalue
     elsewhere = units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean)
     run.write_table("lambda_units.csv", elsewhere)
     run.record(solve=scorer.solve, mean_eigenvalue=mean)

@@ -13,7 +13,7 @@ from common.experiments.cells import Cells
 from common.experiments.error_sweep import predict, recommend
 from common.stores.moments import fold
 from common.theory.cross_influence import predict_cross_error
-from common.theory.sketched_spectrum import SketchedSpectrum
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 
 SMALLEST_M = 16
 LARGEST_FACTOR = 64
@@ -25,13 +25,14 @@ def effective_dimensions(audited: Audited, ridges: list[float]) -> pd.DataFrame:
     """Return one row a λ: d_λ with its standard error, from the whole store and from it folded once and twice."""
     grid = torch.tensor(ridges, dtype=torch.float64)
     spectrum = audited.spectrum
-    half = fold(audited.moments.second) if spectrum.size >= 4 else None
+    std_error = spectrum.effective_dimension_std_error(grid)
+    half = fold(audited.moments.second) if len(audited.moments.second) >= 4 else None
     quarter = fold(half) if half is not None and len(half) >= 4 else None
     return pd.DataFrame(
         {
             "lambda": ridges,
             "d_lambda": spectrum.sums(grid).first.tolist(),
-            "d_lambda_std_error": spectrum.effective_dimension_std_error(grid).tolist(),
+            "d_lambda_std_error": (std_error if audited.law_is_known else torch.full_like(grid, torch.nan)).tolist(),
             "d_lambda_half": _folded(half, audited.moments.rounding * 2, grid),
             "d_lambda_quarter": _folded(quarter, audited.moments.rounding * 4, grid),
             "resolved": (grid >= spectrum.smallest_ridge).tolist(),
@@ -83,4 +84,4 @@ def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
 def _folded(second: Tensor | None, rounding: float, grid: Tensor) -> list[float]:
     if second is None or not second.diagonal().sum() > 0:
         return [math.nan] * len(grid)
-    return SketchedSpectrum(torch.linalg.eigvalsh(second), rounding).sums(grid).first.tolist()
+    return SketchedSpectrum(eigenbasis(second)[0], rounding).sums(grid).first.tolist()

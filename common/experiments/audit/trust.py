@@ -8,28 +8,23 @@ from common.experiments.audit.reading import Audited
 from common.experiments.audit.tables import NEAR_M
 from common.stores.moments import RowReport
 from common.stores.store import dtype_name
+from common.theory.sketched_spectrum import few_in_a_bucket
 
-KNOWN_LAWS = ("normal", "rademacher", "sjlt", "tensorsketch")
 # a folded store may differ by chance, rarely by more than this many standard errors
 MOST_SIGMAS = 4.0
 
 
 def verdicts(audited: Audited, dimensions: pd.DataFrame) -> list[str]:
     """Return one line for everything that was looked at; lines that speak against the audit begin with `warning:`."""
-    lines = [_law(audited), _fold(dimensions), _size(audited, dimensions)]
+    lines = [_law(audited), *_buckets(audited), _fold(dimensions), _size(audited, dimensions)]
     lines += _rows("training", audited.moments.rows, audited)
     if not audited.queries_are_rows:
         lines += _rows("query", audited.query_report, audited)
     return [line for line in lines if line]
 
 
-def law_is_known(audited: Audited) -> bool:
-    """Whether the law of the projection is one that the formulas hold for."""
-    return audited.proj_type in KNOWN_LAWS
-
-
 def _law(audited: Audited) -> str:
-    if audited.proj_type in KNOWN_LAWS:
+    if audited.law_is_known:
         source = "as the store says" if audited.store.projection == audited.proj_type else "as assumed: --proj_type"
         return f"projection: {audited.proj_type} ({source}), a law that the formulas hold for"
     what = {
@@ -43,11 +38,24 @@ def _law(audited: Audited) -> str:
     )
 
 
+def _buckets(audited: Audited) -> list[str]:
+    """Say which columns hold nothing, and whether a sparse P has too few entries in a row."""
+    size, lines = audited.spectrum.size, []
+    if size < audited.store.num_columns:
+        without = audited.store.num_columns - size
+        lines.append(f"{without} columns are zero in every training row, and left out: M = {size}")
+    made_of = audited.store.made_of
+    few = few_in_a_bucket(audited.proj_type, made_of["d"], size) if made_of else None
+    return [*lines, f"warning: {few}"] if few else lines
+
+
 def _fold(dimensions: pd.DataFrame) -> str:
     both = dimensions.dropna(subset=["d_lambda", "d_lambda_half"])
     if both.empty:
         return "warning: the folded store resolves none of these λ, so that nothing was compared"
     gap = (both["d_lambda_half"] / both["d_lambda"] - 1).abs().max()
+    if both["d_lambda_std_error"].isna().all():
+        return f"folding to M/2 moves d_λ by at most {gap:.2%} over {len(both)} λ"
     sigmas = ((both["d_lambda_half"] - both["d_lambda"]).abs() / both["d_lambda_std_error"]).max()
     line = f"folding to M/2 moves d_λ by at most {gap:.2%} ({sigmas:.1f} standard errors) over {len(both)} λ"
     return (

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ def test_a_sound_store_has_no_warning(tmp_path, kind):
 @pytest.mark.parametrize("law", ["kronecker", "blocks"])
 def test_projections_whose_law_is_not_known_are_named(tmp_path, law):
     audited = replace(cases.audit(cases.write_stores(tmp_path)), proj_type=law)
-    assert not trust.law_is_known(audited)
+    assert not audited.law_is_known
     assert any("unreliable" in line for line in verdicts(audited) if line.startswith("warning"))
 
 
@@ -71,3 +72,30 @@ def test_rows_that_rounding_has_spoilt_are_counted_and_named(tmp_path):
     assert any("1 of 200 training rows are so short that float16 rounds off more than 1 %" in line for line in lines)
     assert any("1 of 200 training rows repeat" in line for line in lines)
     assert any(line.startswith("198 of 200 training rows are sound in float16") for line in lines)
+
+
+def test_empty_buckets_are_left_out_and_named_and_hide_no_unresolved_ridge(tmp_path):
+    """One row of P that nothing reaches: counted as a column, its eigenvalue 0 would let d_λ > M be resolved."""
+    chosen = cases.write_stores(tmp_path)
+    rows, queries = (torch.from_numpy(np.load(path)) for path in (chosen.train, chosen.queries))
+    padded = [torch.nn.functional.pad(part, (1, 0)) for part in (rows, queries)]
+    paths = [save_npy(tmp_path / f"{name}.npy", part) for name, part in zip("ab", padded, strict=True)]
+    whole, with_hole = cases.audit(chosen), cases.audit(cases.options(*paths))
+    found, expected = (tables.effective_dimensions(a, [1e-6, *cases.RIDGES]) for a in (with_hole, whole))
+    names = ["d_lambda", "d_lambda_std_error", "resolved"]
+    pd.testing.assert_frame_equal(found[names], expected[names])
+    assert any("1 columns are zero in every training row, and left out: M = 96" in line for line in verdicts(with_hole))
+    assert with_hole.mean_eigenvalue == pytest.approx(whole.mean_eigenvalue * 96 / 97)
+
+
+def test_a_store_of_few_parameters_a_bucket_is_warned_of(tmp_path):
+    audited = cases.audit(cases.write_stores(tmp_path, kind="sjlt"))
+    for d, warned in ((cases.DIMENSION, True), (16 * cases.M, False)):
+        known = replace(audited, proj_type="sjlt", store=replace(audited.store, made_of={"d": d}))
+        assert any("in each" in line for line in verdicts(known)) == warned
+
+
+def test_without_a_known_law_an_effective_dimension_has_no_standard_error(tmp_path):
+    audited = replace(cases.audit(cases.write_stores(tmp_path)), proj_type="kronecker")
+    assert tables.effective_dimensions(audited, cases.RIDGES)["d_lambda_std_error"].isna().all()
+    assert any("folding to M/2 moves d_λ by at most" in line for line in verdicts(audited))
