@@ -36,7 +36,7 @@ lint: $(STAMP)  ## style, the direction of imports between rooms, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy common bench spectrum_bounds.py hyperparam_selection.py faithfulness_utility.py \
-		factorized_influence.py audit_projections.py project_gradients.py
+		factorized_influence.py audit_projections.py project_gradients.py projection_cost.py
 	$(BIN)/mypy -c "$$(cat bench.py)"  # as text, because the package bench has the same name
 
 bench: $(STAMP)  ## time it beside the obvious routes, as ratios in one run

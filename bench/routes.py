@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +13,7 @@ import torch
 
 from bench import MIN_M, factors, kronecker, language_model, stores
 from bench.gradient_rows import rows_by_layers, rows_by_vmap, rows_one_by_one
+from common.foundations.memory import AddedMemory
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.gradients.layer_gradients import LayerwiseGradients
@@ -66,32 +64,6 @@ def compare_preparation(benchmark_dir: Path, num_train: int) -> pd.DataFrame:
 def _in_own_process(function: Callable, *args):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         return executor.submit(function, *args).result()
-
-
-class _Memory:
-    """Memory of this process from now on."""
-
-    def __init__(self):
-        with contextlib.suppress(AttributeError, OSError):
-            # glibc: what was freed but not given back would hide what is allocated next
-            ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
-        self._before = _memory("VmRSS")
-
-    def bytes(self) -> dict[str, int]:
-        """Return the peak since the start, and what of it came on top of what was held then."""
-        peak = _memory("VmHWM")
-        return {"peak_memory_bytes": peak, "added_memory_bytes": max(0, peak - self._before)}
-
-
-def _memory(field: str) -> int:
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        # elsewhere only the peak of the whole process is known
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if field == "VmHWM" else 0
-    return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def _dimensions(max_m: int) -> list[int]:
@@ -158,7 +130,7 @@ Measured = Iterator[tuple[int, float, list[torch.Tensor], dict[str, int]]]
 
 def _coordinates(workload, model, geometry, ms, trial: int = 0) -> Measured:
     """Ours: m by m, and to each m its share of the drawing that serves all of them."""
-    memory, start = _Memory(), time.perf_counter()
+    memory, start = AddedMemory(), time.perf_counter()
     sketch = GaussianCoordinateSketch(geometry.eigenvalues, geometry.queries, RIDGES[0], SEED, trial)
     shared = (time.perf_counter() - start) / len(ms)
     for m in ms:
@@ -174,7 +146,7 @@ def _dattri(workload, model, geometry, ms) -> Measured:
 
     unit = rows_by_layers(workload, model)().div_(geometry.norms[:, None])
     for m in ms:
-        memory, start = _Memory(), time.perf_counter()
+        memory, start = AddedMemory(), time.perf_counter()
         projector = BasicProjector(unit.shape[1], m, SEED, ProjectionType.normal, torch.device("cpu"))
         projected = projector.project(unit, ensemble_id=0).T
         problem = problem_from_projection(
@@ -191,7 +163,7 @@ def _stored_matrix(workload, model, geometry, ms) -> Measured:
     rows = geometry.scored.query_rows
     queries = gradients[rows] / geometry.norms[rows, None].float()
     for m in ms:
-        memory, start = _Memory(), time.perf_counter()
+        memory, start = AddedMemory(), time.perf_counter()
         matrix = torch.randn(m, gradients.shape[1], generator=make_generator("cpu", SEED, m)).div_(m**0.5)
         sketched, sketched_queries = (gradients @ matrix.T).double(), (queries @ matrix.T).double()
         fisher = sketched.T @ sketched / geometry.num_train
@@ -210,7 +182,7 @@ def _timed_step(step: Callable, benchmark_dir: Path, num_train: int) -> dict[str
     workload = load_workload("mnist", "mlp", num_train)
     model = load_trained_model(load_workload("mnist", "mlp"), benchmark_dir, "cpu", progress=False).model
     run = step(workload, model)
-    memory, start = _Memory(), time.perf_counter()
+    memory, start = AddedMemory(), time.perf_counter()
     made = run()
     seconds = time.perf_counter() - start
     measured = {"seconds": seconds, **memory.bytes()}

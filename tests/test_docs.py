@@ -30,7 +30,7 @@ EXPERIMENTS = (
     "faithfulness_utility.py",
     "factorized_influence.py",
 )
-SCRIPTS = (*EXPERIMENTS, "audit_projections.py", "bench.py", "project_gradients.py")
+SCRIPTS = (*EXPERIMENTS, "audit_projections.py", "bench.py", "project_gradients.py", "projection_cost.py")
 OF_SKETCHES = "Sketches of spectrum_bounds.py, hyperparam_selection.py and faithfulness_utility.py"
 SECTIONS_OF_OPTIONS = {
     "spectrum_bounds.py": ("All experiments", OF_SKETCHES, "Only spectrum_bounds.py"),
@@ -39,6 +39,7 @@ SECTIONS_OF_OPTIONS = {
     "factorized_influence.py": ("All experiments", "Only factorized_influence.py"),
     "audit_projections.py": ("audit_projections.py",),
     "project_gradients.py": ("project_gradients.py",),
+    "projection_cost.py": ("projection_cost.py",),
     "bench.py": ("bench.py",),
 }
 FILES = sections(read("docs/files.md"))
@@ -248,6 +249,10 @@ def finished(tmp_path_factory):
     other = ["--workload", str(write_tiny(folder)), "--output_dir", str(folder / "cross"), "--test_mode", "test"]
     assert run("spectrum_bounds.py", *common, *other, "--scores", "cross", "--min_d_lambda", "0") == 0
     (cross,) = (folder / "cross").glob("spectrum_bounds/*")
+    compared = ["--runs", *map(str, folders[:2]), "--min_m", "32"]
+    compared += [f"--{option}={folder / option}" for option in ("output_dir", "benchmark_dir", "data_dir")]
+    assert run("projection_cost.py", *compared) == 0
+    folders += (folder / "output_dir").glob("projection_cost/*")
     found = {path.parent.name: path for path in folders} | {"bench": ROOT / "results" / "bench"}
     return found | {"spectrum_bounds --scores cross": cross}
 

@@ -135,21 +135,27 @@ def _add_subject_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options about model and data, and about the device and the batches in which gradients are computed."""
+    """Add the options about model and data, and those of `add_computing_options`."""
     add = parser.add_argument
     add("--dataset", choices=DATASET_NAMES, default=None, help=f"data; default: {option_checks.DEFAULT_PAIR[0]}")
     add("--model", choices=MODEL_NAMES, default=None, help=f"model; default: {option_checks.DEFAULT_PAIR[1]}")
     add("--workload", type=Path, default=None, help="Python file with your own model and data, in place of a pair")
-    add("--batch_size", type=values.positive_int, default=32, help="samples per gradient batch")
-    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
     add(
         "--benchmark",
         choices=("local", "dattri"),
         default="local",
         help="checkpoint and ground truth: trained here, or published",
     )
-    add("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of checkpoints and ground truth")
     add("--seed", type=values.seed_int, default=42, help="seed of queries and sketches")
+    add_computing_options(parser)
+
+
+def add_computing_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about the batches and the device of gradients, and where checkpoints and data lie."""
+    add = parser.add_argument
+    add("--batch_size", type=values.positive_int, default=32, help="samples per gradient batch")
+    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded datasets and parsed digits")
+    add("--benchmark_dir", type=Path, default=Path("benchmarks"), help="folder of checkpoints and ground truth")
     add("--device", choices=("cuda", "cpu"), default=None, help="default: cuda where there is one, else cpu")
 
 

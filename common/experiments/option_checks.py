@@ -32,12 +32,17 @@ def check_model_options(args: argparse.Namespace) -> None:
     else:
         args.dataset, args.model = args.dataset or DEFAULT_PAIR[0], args.model or DEFAULT_PAIR[1]
         check_pair(args.dataset, args.model)
-    if args.device == "cuda" and version("torch").endswith("+cpu"):  # a build that knows of no GPU
-        raise UserError(NO_CUDA)
+    check_device(args)
     if args.epochs is not None and args.benchmark != "local":
         raise UserError(f"--epochs {args.epochs} trains anew; --benchmark {args.benchmark} comes trained")
     if args.num_train is not None and args.benchmark != "local":
         raise UserError(f"--num_train {args.num_train}: --benchmark {args.benchmark} comes trained on all its samples")
+
+
+def check_device(args: argparse.Namespace) -> None:
+    """Raise UserError where CUDA is asked for and torch was built without it."""
+    if args.device == "cuda" and version("torch").endswith("+cpu"):
+        raise UserError(NO_CUDA)
 
 
 def check_workload_options(args: argparse.Namespace) -> None:

@@ -68,6 +68,8 @@ WHERE_AND_HOW = {
     "ground_truth",
     "write_scores",
     "timeout",
+    # of comparisons: folders, which all have runs of the one workload that names the folder
+    "runs",
 }
 ROOT = Path(__file__).resolve().parents[2]
 UNITS, LOCK = "units.jsonl", "lock"
@@ -254,6 +256,8 @@ def variant(options: Sequence[Option]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value) if isinstance(value, Path) else value

@@ -102,15 +102,5 @@ def test_every_step_of_the_preparation_makes_what_it_says(task, rows, what, rout
         assert len(made) == bench_routes.GROUP_SIZE
 
 
-def test_memory_is_that_of_the_work_and_not_of_what_came_before():
-    big = torch.ones(2**26, dtype=torch.uint8)  # 64 MiB, freed before the measurement begins
-    del big
-    memory = bench_routes._Memory()
-    work = torch.ones(2**25, dtype=torch.uint8)
-    found = memory.bytes()
-    assert len(work) * 0.9 < found["added_memory_bytes"] < len(work) * 1.5
-    assert found["peak_memory_bytes"] > found["added_memory_bytes"]
-
-
 def test_a_measurement_runs_in_a_process_of_its_own():
     assert bench_routes._in_own_process(os.getpid) != os.getpid()

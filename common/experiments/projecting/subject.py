@@ -20,7 +20,7 @@ from common.foundations.tensor_files import fingerprint
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
 from common.gradients.layer_factors import flat_parameters
-from common.gradients.planning import GradientPlan, plan_gradients
+from common.gradients.planning import plan_gradients
 from common.gradients.verification import Subject
 from common.sketches.factor_projection import FactorProjection
 from common.sketches.kronecker import KroneckerSketch
@@ -72,7 +72,8 @@ def prepare(options: ProjectOptions, ranks: Ranks) -> ProjectionSubject:
     samples = [("training", workload.train), ("test", workload.test)]
     plan = plan_gradients(workload, model, samples, options.batch_size, "recompute", torch.float32, device)
     routes = ranks.gather(plan.routes)[0]
-    projection, modules = _projection(options, plan, routes, dim)
+    subject = Subject(plan.model, workload.loss, plan.examples, row_dtype(plan.model))
+    projection, modules = make_projection(options, subject, routes, device)
     identities = {
         part: StoreIdentity(
             part=part,
@@ -93,7 +94,6 @@ def prepare(options: ProjectOptions, ranks: Ranks) -> ProjectionSubject:
         )
         for part, (_, examples) in zip(PARTS, samples, strict=True)
     }
-    subject = Subject(plan.model, workload.loss, plan.examples, row_dtype(plan.model))
     return ProjectionSubject(subject, routes, projection, identities, {"train": 0, "test": len(workload.train)})
 
 
@@ -132,24 +132,28 @@ def _untimed(name: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _projection(
-    options: ProjectOptions, plan: GradientPlan, routes: Routes, dim: int
+def make_projection(
+    options: ProjectOptions, subject: Subject, routes: Routes, device: torch.device
 ) -> tuple[SampleProjection, tuple[Module, ...]]:
-    """Return what projects samples, and the store's columns of each module that has a projection of its own."""
-    model, loss = plan.model, plan.workload.loss
-    if options.kind not in ("tensorsketch", "kronecker"):
-        rows = make_row_projection(options.kind, options.m, options.seed, dim, plan.device)
-        return GradientRows(model, loss, routes, rows, options.batch_size), ()
+    """Return what projects samples, and the store's columns of each module that has a projection of its own.
+
+    Raises:
+        UserError: m is smaller than the number of blocks of a Kronecker-factored projection, or its ranks make less.
+    """
+    model, loss = subject.model, subject.loss
     parameters = flat_parameters(model)
+    if options.kind not in ("tensorsketch", "kronecker"):
+        rows = make_row_projection(options.kind, options.m, options.seed, parameters[-1].columns.stop, device)
+        return GradientRows(model, loss, routes, rows, options.batch_size), ()
     if options.kind == "tensorsketch":
-        sketch = TensorSketch(parameters, options.m, options.seed, 0, plan.device)
+        sketch = TensorSketch(parameters, options.m, options.seed, 0, device)
         return FactorProjection(model, loss, routes, sketch, options.batch_size), ()
     ranks = options.kronecker_ranks
     if ranks is None:
         require_number_a_block("--m", options.m, parameters)
     else:
         dimension_of_ranks(ranks, parameters)
-    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes_rule(ranks), plan.device)
+    kronecker = KroneckerSketch(parameters, options.m, options.seed, 0, sizes_rule(ranks), device)
     blocks, start = [], 0
     for name, size in kronecker.block_sizes(options.m):
         blocks.append(Module(name, start, start + size))

@@ -26,20 +26,21 @@ class Forecast:
 
 
 def forecast(subject: ProjectionSubject, limit: int) -> Forecast:
-    """Return what the whole takes, from projecting at most `limit` training samples, and a quarter of them.
-
-    The time of a call is a + b·(samples): two calls of different sizes give both.
-    """
+    """Return what the whole takes, from projecting at most `limit` training samples, and a quarter of them."""
     size = min(limit, subject.identities["train"].n, subject.projection.rows_at_once)
     _seconds(subject, 1)  # what only the first call takes
-    few = max(1, size // 4)
-    short, long = _seconds(subject, few), _seconds(subject, size)
-    a_sample = max(0.0, (long - short) / (size - few)) if size > few else long / size
-    a_call = max(0.0, long - a_sample * size)
+    a_call, a_sample = time_calls(subject, max(1, size // 4), size)
     calls = sum(_num_calls(subject, part) for part in subject.identities)
     samples = sum(identity.n for identity in subject.identities.values())
     num_bytes = sum(identity.num_bytes for identity in subject.identities.values())
     return Forecast(calls * a_call + samples * a_sample, a_call, a_sample, num_bytes)
+
+
+def time_calls(subject: ProjectionSubject, few: int, many: int) -> tuple[float, float]:
+    """Return (a, b) of the seconds a + b·(samples) that a call of the projection takes, from calls of two sizes."""
+    short, long = _seconds(subject, few), _seconds(subject, many)
+    a_sample = max(0.0, (long - short) / (many - few)) if many > few else long / many
+    return max(0.0, long - a_sample * many), a_sample
 
 
 def describe(found: Forecast, subject: ProjectionSubject) -> str:

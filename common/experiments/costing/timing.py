@@ -1,0 +1,78 @@
+"""Seconds and memory of projecting the training samples of a workload, for every projection and m of some runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+
+from common.experiments.costing.options import CostOptions, used_dimensions
+from common.experiments.costing.runs import FinishedRun
+from common.experiments.projecting.options import ProjectOptions
+from common.experiments.projecting.subject import ProjectionSubject, make_projection, prepare
+from common.experiments.projecting.trial import time_calls
+from common.foundations.distributed import ALONE
+from common.foundations.errors import UserError
+from common.foundations.memory import AddedMemory
+from common.foundations.progress import with_progress
+
+
+def time_projections(options: CostOptions) -> pd.DataFrame:
+    """Return one row a (projection, m): what a store of all training samples takes, gradients or factors included.
+
+    A call of the projection takes a + b·(samples) seconds, from one of a single sample and one of `num_samples`;
+    memory is what the larger one adds at its peak, with what the projection keeps.
+
+    Raises:
+        UserError: the checkpoint is not the one of the runs.
+    """
+    first = next(run for run in options.runs if used_dimensions(options, run))
+    subject = prepare(_asked(options, first, used_dimensions(options, first)[0]), ALONE)
+    if subject.identities["train"].checkpoint != options.runs[0].config["checkpoint_fingerprint"]:
+        raise UserError(f"--benchmark_dir {options.benchmark_dir}: the checkpoint there is not the one of the runs")
+    sizes = {(run.law, m): run for run in options.runs for m in used_dimensions(options, run)}
+    warm: set[str] = set()
+    rows = []
+    for (law, m), run in with_progress("projections", sizes.items(), "size"):
+        if law not in warm:  # what only the first call of a kind takes
+            _time(options, run, subject, m, 1)
+            warm.add(law)
+        rows.append(_time(options, run, subject, m, options.num_samples))
+    return pd.DataFrame(rows)
+
+
+def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m: int, num_samples: int) -> dict:
+    memory = AddedMemory()
+    device = next(subject.subject.model.parameters()).device
+    projection, _ = make_projection(_asked(options, run, m), subject.subject, subject.routes, device)
+    num_train = subject.identities["train"].n
+    many = min(num_samples, num_train, projection.rows_at_once)
+    a_call, a_sample = time_calls(replace(subject, projection=projection), 1, many)
+    return {
+        "proj_type": run.law,
+        "m": m,
+        "numbers": projection.m,
+        "seconds_a_call": a_call,
+        "seconds_a_sample": a_sample,
+        "seconds": math.ceil(num_train / projection.rows_at_once) * a_call + num_train * a_sample,
+        "added_memory_bytes": memory.bytes()["added_memory_bytes"],
+    }
+
+
+def _asked(options: CostOptions, run: FinishedRun, m: int) -> ProjectOptions:
+    return ProjectOptions(
+        workload=run.workload(options.data_dir, options.benchmark_dir),
+        modules=(),
+        kind=run.options["proj_type"],
+        m=m,
+        kronecker_ranks=run.kronecker_ranks,
+        seed=run.options["seed"],
+        store=None,
+        dtype="float32",
+        scale="none",
+        batch_size=options.batch_size,
+        device=options.device,
+        limit=None,
+        timeout=1.0,
+    )

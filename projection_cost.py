@@ -1,0 +1,58 @@
+"""What does each projection cost for its error? Seconds and memory of projecting beside ε_95 and LDS of finished runs.
+
+    python projection_cost.py --runs results/spectrum_bounds/mnist_mlp_normal results/spectrum_bounds/mnist_mlp_sjlt
+
+Takes runs of one model that differ in --proj_type, times how long a store of all training samples takes with each
+projection and m, and writes costs.csv and a figure "error against cost" to results/projection_cost/.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.experiments import script
+from common.experiments.costing.options import CostOptions, parse
+from common.experiments.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def main() -> None:
+    """Run the comparison."""
+    options, request = parse(__doc__)
+    with Run(request) as run:
+        compare(options, run)
+
+
+def compare(options: CostOptions, run: Run) -> None:
+    """Time the projections of the runs, and write their errors beside it."""
+    # these take seconds to import: not before the options are known to be right
+    from common.experiments.costing import figure, tables, timing
+
+    # seconds and memory
+    with run.phase("projections"):
+        timed = timing.time_projections(options)
+
+    # beside errors and usefulness
+    table = tables.join(options.runs, timed)
+    run.write_table("costs.csv", table)
+    rank = tables.mean_stable_rank(options.runs)
+    run.record(mean_stable_rank=rank)
+    with run.phase("figure"):
+        config = options.runs[0].config
+        size = f"n = {config['n']}, d = {config['d']}" + (f", mean stable rank {rank:.3g}" if rank else "")
+        figure.draw_cost(run.folder, table, f"{run.results.name}: {size}")
+    report(table)
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print one row a (projection, m), at the largest λ."""
+    largest = table[table["lambda"] == table["lambda"].max()]
+    columns = ["proj_type", "m", "seconds", "added_memory_bytes", "eps_95", "gaussian_equivalent_m", "test_lds"]
+    print(f"at λ = {largest['lambda'].iloc[0]:g}, d_λ = {largest['d_lambda'].iloc[0]:.3g}")
+    print(largest[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+
+
+if __name__ == "__main__":
+    script.run_script(main)
