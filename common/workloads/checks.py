@@ -72,6 +72,8 @@ def check_training(workload: Workload, path: Path) -> None:
             raise UserError(f"{what} must be a scalar, a tensor of shape (); got {found}")
         if not objective.requires_grad or not objective.isfinite():
             raise UserError(f"{what} must be finite and have a gradient, got {objective}")
+        with one_line(f"the backward pass in training mode on a batch of {batch}", path):
+            reaches(objective, [p for p in model.parameters() if p.requires_grad])
 
 
 @contextmanager
@@ -172,7 +174,7 @@ def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Pa
 
 def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
     """Raise UserError where no training sample's loss depends on some trained parameter."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel()}
     missing = list(parameters)
     # a parameter may serve few samples, as an expert does, so all are asked until one uses it
     for rows in torch.arange(len(workload.train)).split(SEARCH_BATCH):
@@ -183,7 +185,8 @@ def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
             check_every_sample(workload, model, "cpu")
             raise
         if losses.requires_grad:
-            reached = reaches(losses.sum(), [parameters[name] for name in missing])
+            with one_line(f"the backward pass of a batch of {len(few)}", path):
+                reached = reaches(losses.sum(), [parameters[name] for name in missing])
             missing = [name for name, is_reached in zip(missing, reached, strict=True) if not is_reached]
         if not missing:
             return

@@ -74,6 +74,9 @@ MISTAKES = {
                          ("BatchNorm1d(5, affine=False", "BatchNorm1d(5, track_running_stats=False")],
     "squeezed batch": [(FORWARD, FORWARD + ".squeeze()")],
     "unused": [("        self.out = ", "        self.spare = nn.Linear(2, 2)\n        self.out = ")],
+    "backward": [(FORWARD, "        return self.out(self.hidden(inputs).relu_().mul_(2).add_(1))")],
+    "training backward": [(FORWARD, "        hidden = self.hidden(inputs).tanh()\n"
+                                    "        return self.out(hidden.mul_(2) if self.training else hidden)")],
     "detached": [("self.hidden(inputs)", "self.hidden(inputs).detach()")],
     "all detached": [(FORWARD, FORWARD + ".detach()")],
     "training loss": [more("    more = dict(training_loss=loss)\n")],
@@ -149,6 +152,8 @@ MESSAGES = {
     "batch statistics": "the model's forward pass on a batch of 1 fails",
     "squeezed batch": "loss returns shape () for a batch of 1",
     "unused": "no gradient of the loss reaches spare.weight, spare.bias: unused, or detached",
+    "backward": "the backward pass of a batch of 33 fails: RuntimeError: one of the variables needed for gradient",
+    "training backward": "the backward pass in training mode on a batch of 2 fails: RuntimeError: one of the variables",
     "detached": "no gradient of the loss reaches hidden.weight, hidden.bias: unused, or detached",
     "all detached": "no gradient of the loss reaches hidden.weight, hidden.bias, out.weight, out.bias: unused",
     "training loss": "training_loss must be a scalar, a tensor of shape (); got shape (2,)",
