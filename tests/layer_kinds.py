@@ -125,6 +125,10 @@ def _written_into(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, whole)
 
 
+def _nothing_besides(x: Tensor, scale: Tensor, matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.cat([x * scale, F.linear(x, matrix, vector)], 1)
+
+
 def _per_sample_jacobian(x: Tensor, weight: Tensor) -> Tensor:
     return torch.func.vmap(lambda row: weight @ row)(x)
 
@@ -231,6 +235,7 @@ LAYER_BY_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "where": (lambda: Weights(lambda x, t: torch.where(x > 0, x, t), (4,)), SEQUENCES),
     "temperature": (lambda: Weights(lambda x, t: x * t.exp() + t, ()), VECTORS),
+    "without_entries": (lambda: Weights(_nothing_besides, (4,), (0, 4), (0,)), VECTORS),
     "softmax_of_a_parameter": (lambda: Weights(lambda x, t: x @ t.softmax(0), (4, 3)), VECTORS),
     "conditioned_twice": (ConditionedTwice, VECTORS),
     "lstm_cell": (lambda: Through(nn.LSTMCell(4, 3), lambda f, x: torch.cat(f(x), 1)), VECTORS),
@@ -250,6 +255,8 @@ LOOKUPS = {
     "sparse_embedding": lambda: Through(nn.Embedding(9, 3, sparse=True)),
     "embedding_bag": lambda: Through(nn.EmbeddingBag(9, 3)),
     "embedding_bag_with_padding": lambda: Through(nn.EmbeddingBag(9, 3, padding_idx=0, mode="sum")),
+    "sparse_embedding_bag": lambda: Through(nn.EmbeddingBag(9, 3, mode="sum", sparse=True)),
+    "sparse_lookup": lambda: Weights(lambda x, w: torch.embedding(w, x, sparse=True), (9, 3)),
     "indexed_table": lambda: Weights(lambda x, w: w[x], (9, 3)),
     "padded_encoder": PaddedEncoder,
 }

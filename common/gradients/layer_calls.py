@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from common.gradients.all_at_once import ALL_AT_ONCE
-from common.gradients.layer_readers import READERS, Reading
+from common.gradients.layer_readers import READERS, Reading, with_dense_gradient
 from common.gradients.recurrent import STEP_BY_STEP, is_packed
 from common.gradients.sample_level import Output, SampleLevel, is_differentiable
 
@@ -97,8 +97,8 @@ class SamplesDisagreeError(Exception):
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are differentiated, by name, in the order of the flat gradient."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Return the parameters with entries that are differentiated, by name, in the order of the flat gradient."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel()}
 
 
 class CallRecorder(TorchFunctionMode):
@@ -149,12 +149,13 @@ class CallRecorder(TorchFunctionMode):
         if _is_composite(func):
             with self:
                 return _opened(func)(*args, **kwargs)
+        args, kwargs = with_dense_gradient(func, args, kwargs)
         output = func(*args, **kwargs)
         return self._recorded(func, args, kwargs, output)
 
     def _agreed(self, tensor: Tensor) -> Tensor:
         values = self._level.of_all(tensor).detach().reshape(self._level.batch, -1)
-        if values.shape[1] == 1 and (values != values[0]).any():
+        if values.shape[1] == 1 and not torch.allclose(values, values[0], rtol=0, atol=0, equal_nan=True):
             raise SamplesDisagreeError(values[:, 0])
         return values[0]
 

@@ -54,10 +54,14 @@ def row_dtype(model: nn.Module) -> torch.dtype:
 
 
 class LayerCapture:
-    """Captures of a model in eval mode, which stays as it is."""
+    """Captures of a model in eval mode, which stays as it is.
 
-    def __init__(self, model: nn.Module, loss: Loss, routes: Routes):
-        self._model, self._loss, self._routes = model, loss, routes
+    Rare samples on which torch.func.vmap cannot run the model are followed one by one, and rare uses of a parameter
+    that cannot be followed are differentiated one by one. With `is_strict` the former raise, the latter are missing.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, routes: Routes, is_strict: bool = False):
+        self._model, self._loss, self._routes, self._is_strict = model, loss, routes, is_strict
         self._parameters = trainable_parameters(model)
         self.dtype = row_dtype(model)
 
@@ -72,16 +76,12 @@ class LayerCapture:
         together = [name for name in names if self._routes.step(name) != ONE_AT_A_TIME]
         captures = {}
         if together and self._routes.singly:
-            singles = [
-                (torch.tensor([i]), self._of_one(batch.subset(slice(i, i + 1)), names)) for i in range(len(batch))
-            ]
-            captures = merge(singles, len(batch))
+            captures = self._one_by_one(batch, names)
         elif together:
             with _without_vmap_warnings():
                 captures = self._together(batch, together)
-        if alone and not (together and self._routes.singly):
-            gradients = sample_gradients(self._model, self._loss, batch, [self._parameters[name] for name in alone])
-            captures |= {name: [direct(found)] for name, found in zip(alone, gradients, strict=True)}
+        if not (together and self._routes.singly):
+            captures |= self._alone(batch, alone)
         return {name: [capture.to(self.dtype) for capture in captures[name]] for name in names if name in captures}
 
     def unknown(self, one: Examples) -> dict[str, str]:
@@ -105,8 +105,11 @@ class LayerCapture:
         copies = self._copies(1, self._parameters)
         if self._routes.singly or steps == {ONE_AT_A_TIME}:
             return 1
-        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            self._run(one, copies, ())
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+                self._run(one, copies, ())
+        except Exception:  # a rare sample, followed without vmap
+            return 1
         for parameter in self._model.parameters():
             saved.pop(parameter.data_ptr(), None)
         return sum(saved.values()) + 2 * sum(copy.nbytes for copy in copies.values())
@@ -117,18 +120,42 @@ class LayerCapture:
             return self._vmapped(batch, names)
         except SamplesDisagreeError as error:
             groups = error.groups()
+        except Exception:  # what vmap does to a user's model may raise anything, and samples may be rare that do so
+            if self._is_strict:
+                raise
+            return self._one_by_one(batch, names)
         return merge([(group, self._together(batch.subset(group), names)) for group in groups], len(batch))
 
     def _vmapped(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         copies = self._copies(len(batch), names)
         recorder, losses = self._run(batch, copies, names)
-        return self._collected(recorder.calls, losses.sum(), copies, len(batch), names)
+        captures = self._collected(recorder.calls, losses.sum(), copies, len(batch), names)
+        return captures | self._rarely_unknown(recorder, batch, names)
+
+    def _one_by_one(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
+        singles = [(torch.tensor([i]), self._of_one(batch.subset(slice(i, i + 1)), names)) for i in range(len(batch))]
+        return merge(singles, len(batch))
 
     def _of_one(self, one: Examples, names: list[str]) -> dict[str, list[Capture]]:
-        """Return the captures of a single sample; parameters of the last step are differentiated in the same pass."""
+        """Return the captures of a single sample; parameters that layers do not explain are differentiated with it."""
         recorder, loss = self._run_one(one, names)
-        alone = {name: self._parameters[name] for name in names if self._routes.step(name) == ONE_AT_A_TIME}
-        return self._collected(recorder.calls, loss, alone, 1, names)
+        alone = {name: self._parameters[name] for name in names if self._routes.step(name) != LAYERS}
+        captures = self._collected(recorder.calls, loss, alone, 1, names)
+        return captures | self._rarely_unknown(recorder, one, names)
+
+    def _rarely_unknown(
+        self, recorder: CallRecorder, batch: Examples, names: Collection[str]
+    ) -> dict[str, list[Capture]]:
+        """Return the gradients of parameters that these samples use in a way that is not followed, as others do not."""
+        missed = [] if self._is_strict else [name for name in names if name in recorder.unknown]
+        return self._alone(batch, missed)
+
+    def _alone(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
+        """Return the gradients of some parameters, one backward pass a sample."""
+        if not names:
+            return {}
+        gradients = sample_gradients(self._model, self._loss, batch, [self._parameters[name] for name in names])
+        return {name: [direct(found)] for name, found in zip(names, gradients, strict=True)}
 
     def _collected(
         self, calls: list[LayerCall], total: Tensor, others: Mapping[str, Tensor], count: int, names: list[str]
@@ -178,7 +205,8 @@ class LayerCapture:
 
     def _run_one(self, one: Examples, names: Collection[str]) -> tuple[CallRecorder, Tensor]:
         """Return the recorded calls of the parameters named, and the loss of a single sample, without vmap."""
-        recorder = CallRecorder(self._followed(), {}, names, SingleSample())
+        followed = {name: p for name, p in self._parameters.items() if self._routes.step(name) == LAYERS}
+        recorder = CallRecorder(followed, {}, names, SingleSample())
         with torch.enable_grad(), recorder:
             loss = self._loss(run_model(self._model, one.inputs), one.targets).sum()
         return recorder, loss

@@ -182,3 +182,15 @@ READERS: dict[Callable, Callable[..., Reading | None]] = {
     F.layer_norm: _read_layer_norm,
     F.batch_norm: _read_batch_norm,
 }
+_SPARSE = {F.embedding: 6, torch.embedding: 4, torch.embedding_bag: 5}
+"""Function -> position of the argument that asks for a sparse gradient."""
+
+
+def with_dense_gradient(func: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Return the arguments of a call such that its gradient is no sparse tensor, of which vmap can make nothing."""
+    position = _SPARSE.get(func)
+    if position is None:
+        return args, kwargs
+    if len(args) > position:
+        return (*args[:position], False, *args[position + 1 :]), kwargs
+    return args, {**kwargs, "sparse": False}

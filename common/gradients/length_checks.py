@@ -49,7 +49,7 @@ def wrong_length(subject: Subject, rows: Sequence[int], norms: Tensor, seconds: 
         lengths.append(_length(subject, rows[place]))
     expected = torch.stack(lengths).cpu()
     found = norms[torch.tensor(chosen)].cpu()
-    allowed = allowed_difference(expected, subject.dtype)
+    allowed = allowed_difference(expected, subject.precision)
     for i in (~((found - expected).abs() <= allowed)).nonzero().flatten().tolist():
         row = rows[chosen[i]]
         slack = 10 * rounding(subject, row, flat_gradient(subject, row))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.gradients.autocast import autocast_dtypes, without_autocast
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.one_at_a_time import one_gradient
 from common.workloads.precision import in_dtype
@@ -17,27 +18,70 @@ def attributed(model: nn.Module, loss: Loss, examples: Examples, device: torch.d
     """Return the model and the samples whose gradients are computed: themselves, or both without 16-bit numbers.
 
     A model that holds float16 or bfloat16 numbers anywhere (a frozen base, say) is copied to float32, in which they
-    are exact; one line says so, or that the model does not run in it.
+    are exact, and one that switches to 16 bits with torch.autocast to a copy that does not; one line says so, or that
+    the model does not run so.
     """
+    model, examples = _without_halves(model, loss, examples, device)
+    return _without_autocast(model, loss, examples.subset(slice(1)).to(device)), examples
+
+
+def _without_halves(
+    model: nn.Module, loss: Loss, examples: Examples, device: torch.device
+) -> tuple[nn.Module, Examples]:
     halves = {t.dtype for t in [*model.parameters(), *model.buffers()] if t.dtype in HALF}
     if not halves:
         return model, examples
-    kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in halves))
-    wide = in_dtype(model, torch.float32) if not _has_float64(model) else in_dtype(model, torch.float64)
     widened = Examples(map_tensors(_widened, examples.inputs), examples.targets)
     try:
-        one = widened.subset(slice(1)).to(device)
-        one_gradient(wide, loss, one, list(trainable_parameters(wide).values()))
+        wide = in_dtype(model, torch.float64 if _has_float64(model) else torch.float32)
+        _differentiate(wide, loss, widened.subset(slice(1)).to(device))
     except Exception as error:  # a model may ask for 16 bits somewhere in its own code
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         print(
-            f"gradients: computed in the model's {kinds}, because it does not run in float32 ({reason}); one rounding "
-            f"there is {max(torch.finfo(dtype).eps for dtype in halves):.1g} of a number, "
-            "and what all of them change in scores is not known"
+            f"gradients: computed in the model's {_named(halves)}, because it does not run in float32 "
+            f"({_first_line(error)}); {_cost(halves)}"
         )
         return model, examples
-    print(f"gradients: the {kinds} numbers of the model are used in float32 arithmetic")
+    print(f"gradients: the {_named(halves)} numbers of the model are used in float32 arithmetic")
     return wide, widened
+
+
+def _without_autocast(model: nn.Module, loss: Loss, one: Examples) -> nn.Module:
+    try:
+        halves = autocast_dtypes(model, one)
+    except Exception:  # what fails on a sample is said where its gradient is computed
+        return model
+    if not halves:
+        return model
+    try:
+        plain = without_autocast(model)
+        _differentiate(plain, loss, one)
+    except Exception as error:  # as above
+        print(
+            f"gradients: computed under the model's autocast to {_named(halves)}, because it does not run without it "
+            f"({_first_line(error)}); {_cost(halves)}"
+        )
+        return model
+    print(f"gradients: the model's autocast to {_named(halves)} is left out; all arithmetic is that of its parameters")
+    return plain
+
+
+def _differentiate(model: nn.Module, loss: Loss, one: Examples) -> None:
+    one_gradient(model, loss, one, list(trainable_parameters(model).values()))
+
+
+def _named(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _cost(dtypes: set[torch.dtype]) -> str:
+    return (
+        f"one rounding there is {max(torch.finfo(dtype).eps for dtype in dtypes):.1g} of a number, "
+        "and what all of them change in scores is not known"
+    )
 
 
 def _has_float64(model: nn.Module) -> bool:

@@ -146,9 +146,9 @@ def _first_routes(subject: Subject, rows: torch.Tensor) -> Routes:
     Where vmap cannot run the model, layers are followed on single samples.
     """
     try:
-        unknown = LayerCapture(subject.model, subject.loss, Routes()).unknown(subject.batch(rows[:1]))
+        unknown = _strict(subject, Routes()).unknown(subject.batch(rows[:1]))
         routes = Routes(by_vmap=unknown)
-        LayerCapture(subject.model, subject.loss, routes)(subject.batch(rows))
+        _strict(subject, routes)(subject.batch(rows))
     except Exception as error:  # what vmap does to a user's model may raise anything
         return _without_vmap(subject, rows, error)
     return routes
@@ -161,15 +161,19 @@ def _without_vmap(subject: Subject, rows: torch.Tensor, error: Exception) -> Rou
     """
     reason = f"torch.func.vmap cannot run the model ({_first_line(error)})"
     try:
-        unknown = LayerCapture(subject.model, subject.loss, Routes(singly=reason)).unknown(subject.batch(rows[:1]))
+        unknown = _strict(subject, Routes(singly=reason)).unknown(subject.batch(rows[:1]))
         followed = Routes(one_at_a_time=unknown, singly=reason)
-        seen = LayerCapture(subject.model, subject.loss, followed)(subject.batch(rows))
+        seen = _strict(subject, followed)(subject.batch(rows))
     except Exception:  # following a user's model may raise anything too
         return _all_one_at_a_time(subject, reason)
     alone = unknown | {name: "no call that uses it is seen" for name in subject.parameters if name not in seen}
     if len(alone) == len(subject.parameters):
         return _all_one_at_a_time(subject, reason)
     return Routes(one_at_a_time=alone, singly=reason)
+
+
+def _strict(subject: Subject, routes: Routes) -> LayerCapture:
+    return LayerCapture(subject.model, subject.loss, routes, is_strict=True)
 
 
 def _all_one_at_a_time(subject: Subject, reason: str) -> Routes:
@@ -195,9 +199,9 @@ def _corrected(
                 if not len(part):
                     continue
                 with default_dtype(subject.dtype):
-                    captures = LayerCapture(subject.model, subject.loss, routes)(subject.batch(part), names)
+                    captures = _strict(subject, routes)(subject.batch(part), names)
                 expected = [reference[row] for row in part.tolist()]
-                wrong |= wrong_parameters(captures, expected, part, names, subject.dtype)
+                wrong |= wrong_parameters(captures, expected, part, names, subject)
         except Exception as error:  # as above: other samples, another precision
             if routes.singly:
                 return _all_one_at_a_time(subject, routes.singly)
@@ -229,8 +233,8 @@ def _require_independence(subject: Subject, rows: torch.Tensor, name_sample: Sam
     if found is not None:
         row, together, alone, size = found
         raise UserError(
-            f"the loss of {name_sample(row)} depends on its batch mates: {together:.6g} in a batch of {size}, "
-            f"{alone:.6g} alone; in eval mode samples must not mix"
+            f"the loss of {name_sample(row)} depends on its batch mates: {together:.8g} in a batch of {size}, "
+            f"{alone:.8g} alone; in eval mode samples must not mix"
         )
 
 

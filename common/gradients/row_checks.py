@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.foundations.seeds import make_generator
 from common.gradients.layer_capture import ONE_AT_A_TIME, LayerCapture, Routes
@@ -20,7 +22,6 @@ from common.gradients.verification import (
     in_float64,
     wrong_parameters,
 )
-from common.workloads.precision import in_dtype
 
 SHARE = 0.02
 """Share of all rows that is checked, where the time suffices."""
@@ -79,7 +80,7 @@ def check_rows(subject: Subject, routes: Routes, gradients: Rows, stored: torch.
     norms = gradients.norms[chosen.to(gradients.norms.device)].to(exact.device)
     found = gradients.inner_products(chosen).to(exact.device) * norms[:, None] * norms
     difference = (found - exact @ exact.T).abs()
-    allowed = allowed_difference(lengths, subject.dtype) + 4 * torch.finfo(stored).eps * lengths
+    allowed = allowed_difference(lengths, subject.precision) + 4 * torch.finfo(stored).eps * lengths
     suspects = _beyond(difference, lengths, allowed).any(dim=1)
     for i in torch.nonzero(suspects).flatten().tolist():
         allowed[i] += 10 * rounding(subject, rows[i], exact[i])
@@ -118,15 +119,26 @@ def rounding(subject: Subject, row: int, gradient: Tensor) -> float:
     if exact is not None:
         changes.append((flat_gradient(exact, row) - gradient).norm().item())
     for number in range(LAST_BITS):
-        generator = torch.Generator().manual_seed(number)
-        other = in_dtype(subject.model, subject.dtype)
-        with torch.no_grad():
-            for parameter in other.parameters():
-                if parameter.is_floating_point():
-                    signs = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter.device) * 2 - 1
-                    parameter.mul_(1 + signs * torch.finfo(parameter.dtype).eps)
-        changes.append((flat_gradient(replace(subject, model=other), row) - gradient).norm().item())
+        with _last_bits_changed(subject.model, torch.Generator().manual_seed(number)):
+            changes.append((flat_gradient(subject, row) - gradient).norm().item())
     return max(changes)
+
+
+@contextmanager
+def _last_bits_changed(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Change every weight by a rounding, and back: a model may hold what cannot be copied, or need all its dtypes."""
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight.device) * 2 - 1
+                weight.mul_(1 + signs * torch.finfo(weight.dtype).eps)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
 
 
 def _mismatches(subject: Subject, routes: Routes, rows: Tensor, bad: Tensor, relative: Tensor) -> list[Mismatch]:
@@ -139,7 +151,7 @@ def _mismatches(subject: Subject, routes: Routes, rows: Tensor, bad: Tensor, rel
     row = rows[worst : worst + 1]
     names = list(subject.parameters)
     captures = LayerCapture(subject.model, subject.loss, routes)(subject.batch(row))
-    wrong = wrong_parameters(captures, subject.one_by_one(row), row, names, subject.dtype)
+    wrong = wrong_parameters(captures, subject.one_by_one(row), row, names, subject)
     if wrong:
         return list(wrong.values())
     left = [name for name in names if routes.step(name) != ONE_AT_A_TIME] or names

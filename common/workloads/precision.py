@@ -4,19 +4,55 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from common.workloads.records import Examples, map_tensors
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a model with all floating-point parameters and buffers in `dtype`."""
+    """Return a copy of a model with all floating-point parameters and buffers in `dtype`, complex ones in its twin."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     with warnings.catch_warnings():
         # a compiled script's parameters are no leaves
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        return copy.deepcopy(model).to(dtype)
+        # Module.to would keep nothing but the real part of complex numbers
+        return copied(model)._apply(cast)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, also of one that keeps results of its last run, or a lock, which cannot be copied.
+
+    Detached copies take the place of such results; what else cannot be copied belongs to both.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in tree_leaves(vars(module)):
+            if isinstance(value, Tensor):
+                if not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+            elif not (isinstance(value, nn.Module) or _can_be_copied(value)):
+                memo[id(value)] = value
+    return copy.deepcopy(model, memo)
+
+
+def _can_be_copied(value: object) -> bool:
+    # a bound method would copy its whole model
+    if callable(value):
+        return True
+    try:
+        copy.deepcopy(value)
+    except Exception:  # whatever an object of a user's says to that
+        return False
+    return True
 
 
 def match_inputs(examples: Examples, dtype: torch.dtype) -> Examples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from common.foundations.errors import UserError
 from common.foundations.seeds import isolated_rng
+from common.workloads.precision import copied
 from common.workloads.records import Examples, Inputs, Workload, map_tensors
 from common.workloads.running import backward_pass, run_model
 
@@ -37,7 +37,7 @@ def check_every_sample(workload: Workload, model: nn.Module, device: torch.devic
     if torch.device(device).type == "cpu":
         return _check_all(workload, model, device)
     try:
-        _check_all(workload, copy.deepcopy(model).to(device), device)
+        _check_all(workload, copied(model).to(device), device)
     except (UserError, RuntimeError):
         _check_all(workload, model, "cpu")
         raise

@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.gradients.one_at_a_time import sample_gradients
 from common.gradients.precision import attributed
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples
@@ -53,3 +54,84 @@ def test_a_model_that_insists_on_sixteen_bits_keeps_them_with_one_line_that_says
     assert said.startswith("gradients: computed in the model's bfloat16, because it does not run in float32 (")
     assert "); one rounding there is 0.008 of a number, and what all of them change in scores is not known" in said
     assert said.count("\n") == 1
+
+
+class Rotating(nn.Module):
+    """Turns pairs of features by angles that it keeps as complex numbers, beside weights in 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 3).bfloat16()
+        self.register_buffer("turns", torch.polar(torch.ones(2), torch.tensor([1.0, 0.1])))
+
+    def forward(self, inputs):
+        pairs = torch.view_as_complex(self.first(inputs).float().view(-1, 2, 2))
+        return self.out(torch.view_as_real(pairs * self.turns).flatten(1).to(self.out.weight.dtype))
+
+
+def by_real_numbers(model, inputs):
+    """Return what `Rotating` computes, in float64 and without complex numbers."""
+    x, y = (inputs.double() @ model.first.weight.double().T + model.first.bias.double()).view(-1, 2, 2).unbind(2)
+    cos, sin = torch.cos(torch.tensor([1.0, 0.1]).double()), torch.sin(torch.tensor([1.0, 0.1]).double())
+    turned = torch.stack([x * cos - y * sin, x * sin + y * cos], 2).flatten(1)
+    return turned @ model.out.weight.double().T + model.out.bias.double()
+
+
+def test_complex_buffers_of_a_sixteen_bit_model_stay_complex():
+    torch.manual_seed(0)
+    model = Rotating()
+    wide, examples = attributed(model, cross_entropy, samples(torch.bfloat16), CPU)
+    assert torch.allclose(wide(examples.inputs).double(), by_real_numbers(model, examples.inputs), atol=1e-6)
+
+
+class Switching(nn.Module):
+    """Computes in bfloat16 whatever its parameters are."""
+
+    def __init__(self, enabled=True):
+        super().__init__()
+        self.first, self.out, self.enabled = nn.Linear(4, 64), nn.Linear(64, 3), enabled
+
+    def forward(self, inputs):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+            outputs = self.out(torch.relu(self.first(inputs)))
+        return outputs.float()
+
+
+def test_autocast_in_the_forward_pass_is_left_out_and_said(capsys):
+    torch.manual_seed(0)
+    model = Switching().eval()
+    plain = nn.Sequential(model.first, nn.ReLU(), model.out)
+    found, examples = attributed(model, cross_entropy, samples(), CPU)
+    assert capsys.readouterr().out == (
+        "gradients: the model's autocast to bfloat16 is left out; all arithmetic is that of its parameters\n"
+    )
+    rows = sample_gradients(found, cross_entropy, examples, list(found.parameters()))
+    expected = sample_gradients(plain, cross_entropy, examples, list(plain.parameters()))
+    assert all(torch.equal(row, other) for row, other in zip(rows, expected, strict=True))
+    assert model(examples.inputs).ne(plain(examples.inputs)).any()
+
+
+def test_autocast_that_is_switched_off_is_no_reason_for_a_copy(capsys):
+    model = Switching(enabled=False)
+    assert attributed(model, cross_entropy, samples(), CPU)[0] is model
+    assert capsys.readouterr().out == ""
+
+
+class SwitchingAlone(Switching):
+    def forward(self, inputs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = self.out(torch.relu(self.first(inputs)))
+        if outputs.dtype != torch.bfloat16:
+            raise ValueError("not rounded")
+        return outputs.float()
+
+
+def test_a_model_that_does_not_run_without_its_autocast_keeps_it(capsys):
+    model = SwitchingAlone()
+    assert attributed(model, cross_entropy, samples(), CPU)[0] is model
+    said = capsys.readouterr().out
+    assert said == (
+        "gradients: computed under the model's autocast to bfloat16, because it does not run without it "
+        "(not rounded); one rounding there is 0.008 of a number, and what all of them change in scores is not "
+        "known\n"
+    )

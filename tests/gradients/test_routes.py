@@ -12,7 +12,7 @@ from common.gradients.verification import Mismatch
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples
 from tests.gradient_cases import CPU, SelectedAndConcealed
-from tests.layer_kinds import make_kind
+from tests.layer_kinds import LAYER_BY_LAYER, LOOKUPS, make_kind
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import tiny_workload
 
@@ -162,3 +162,26 @@ def test_each_mismatch_costs_one_step_and_the_last_one_is_refused(capsys):
             return
         routes = drop(routes, name, "sample {}".format)
         assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("name", [*LAYER_BY_LAYER, *LOOKUPS])
+def test_every_kind_of_layer_is_taken_layer_by_layer(name):
+    model, examples = make_kind(name)
+    assert check_routes(model, cross_entropy, examples).routes == Routes()
+
+
+class Exact(nn.Module):
+    """A layer in float32 under one in float64; sums of many terms depend on how many samples are added at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 400), nn.Linear(400, 3).double()
+
+    def forward(self, x):
+        hidden = self.first(x.float())
+        return self.out((hidden @ hidden.mT.new_ones(400, 400)).double() / 400)
+
+
+def test_rounding_of_float32_inside_a_float64_model_is_no_influence_of_other_samples():
+    assert check_routes(seeded(Exact), cross_entropy, samples()).routes == Routes()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
 
-from common.workloads.precision import in_dtype, match_inputs
+from common.workloads.precision import copied, in_dtype, match_inputs
 from common.workloads.records import Examples
 
 
@@ -22,3 +24,34 @@ def test_inputs_and_targets_that_are_no_integers_follow_in_any_form_of_inputs():
     assert cast.inputs["ids"].dtype == torch.int64
     assert cast.inputs["weights"].dtype == cast.targets.dtype == torch.float64
     assert match_inputs(Examples(torch.ones(2, 1), torch.tensor([0, 1])), torch.float64).targets.dtype == torch.int64
+
+
+def test_complex_numbers_keep_their_imaginary_part():
+    model = nn.Linear(3, 2)
+    model.register_buffer("turns", torch.polar(torch.ones(4), torch.arange(4.0)))
+    model.register_parameter("frozen", nn.Parameter(torch.ones(2, dtype=torch.complex128), requires_grad=False))
+    assert in_dtype(model, torch.float64).turns.dtype == torch.complex128
+    assert torch.equal(in_dtype(model, torch.float32).turns, model.turns)
+    assert in_dtype(model, torch.float32).frozen.dtype == torch.complex64
+
+
+class Remembers(nn.Linear):
+    """Keeps what it has computed last, and a lock."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.lock, self.seen = threading.Lock(), {}
+
+    def forward(self, inputs):
+        self.seen = {"outputs": [super().forward(inputs)]}
+        return self.seen["outputs"][0]
+
+
+def test_a_model_that_keeps_results_of_its_last_run_or_a_lock_can_be_copied():
+    model = Remembers()
+    model(torch.ones(1, 3)).sum().backward()
+    copy = copied(model)
+    assert copy.lock is model.lock
+    assert torch.equal(copy.seen["outputs"][0], model.seen["outputs"][0])
+    assert copy.weight is not model.weight
+    assert in_dtype(model, torch.float64)(torch.ones(1, 3).double()).dtype == torch.float64

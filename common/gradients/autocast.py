@@ -1,0 +1,56 @@
+"""Models that switch to 16-bit arithmetic themselves, with torch.autocast in their forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.workloads.precision import copied
+from common.workloads.records import Examples
+from common.workloads.running import run_model
+
+
+def autocast_dtypes(model: nn.Module, one: Examples) -> set[torch.dtype]:
+    """Return the 16-bit dtypes to which a forward pass on one sample switches."""
+    found: set[torch.dtype] = set()
+    really_enter = torch.autocast.__enter__
+
+    def enter(region: torch.autocast) -> object:
+        if region._enabled:
+            found.add(region.fast_dtype)
+        return really_enter(region)
+
+    with torch.no_grad(), _regions(enter, torch.autocast.__exit__):
+        run_model(model, one.inputs)
+    return found
+
+
+def without_autocast(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that computes in the precision of its parameters."""
+    copy = copied(model)
+    copy.forward = _Plain(copy.forward)
+    return copy
+
+
+class _Plain:
+    def __init__(self, forward: Callable):
+        self._forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _regions(lambda region: region, lambda *_: None):
+            return self._forward(*args, **kwargs)
+
+
+@contextmanager
+def _regions(enter: Callable, leave: Callable) -> Iterator[None]:
+    """Let regions of torch.autocast be entered and left by other functions."""
+    before = torch.autocast.__enter__, torch.autocast.__exit__
+    torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = before  # type: ignore[method-assign]

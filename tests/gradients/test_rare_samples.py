@@ -1,0 +1,90 @@
+"""Samples that take a way through the model which none of those compared beforehand takes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common.gradients.layer_capture import LayerCapture, Routes
+from common.gradients.planning import compute_gradients, plan_gradients
+from common.workloads.losses import cross_entropy
+from common.workloads.records import Examples
+from tests.gradient_cases import CPU, rows_of
+from tests.reference_gradients import one_by_one_gradients
+from tests.reference_training import tiny_workload
+
+RARE = 37
+
+
+class Rare(nn.Module):
+    """Does something else where the first input exceeds 2, as it does for one sample of inputs that are no larger."""
+
+    def __init__(self, otherwise):
+        super().__init__()
+        self.first, self.out, self.otherwise = nn.Linear(5, 5), nn.Linear(5, 3), otherwise
+        self.scale = nn.Parameter(torch.tensor([0.5, 2.0, 1.0, -1.0, 0.3]))
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x)) * self.scale
+        if x[:, 0].max() > 2:
+            hidden = self.otherwise(self, hidden)
+        return self.out(hidden)
+
+
+def selects_by_sign(model, hidden):
+    """Select by a mask, which torch.func.vmap cannot run."""
+    hidden = hidden.clone()
+    hidden[hidden > 0] += 1
+    return model.first(hidden)
+
+
+def scales_in_place(model, hidden):
+    """Use parameters in ways that are not followed layer by layer."""
+    return hidden.clone().mul_(model.scale) + torch.func.vmap(lambda row: model.first.weight @ row)(hidden)
+
+
+def is_not_a_number(model, hidden):
+    """Decide by a number that does not equal itself."""
+    return hidden * 2 if math.isnan((hidden.detach() * float("nan")).sum().item()) else hidden
+
+
+OTHERWISE = [selects_by_sign, scales_in_place, is_not_a_number]
+
+
+def rare_samples():
+    """Return samples of which the rare one is as long as others, and neither first nor last."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = nn.functional.normalize(torch.randn(60, 5, generator=generator)) * torch.linspace(2, 2.3, 60)[:, None]
+    inputs[:, 0].clamp_(max=1.9)
+    inputs[RARE] = torch.tensor([2.1, 0.2, 0.2, 0.2, 0.2])
+    return Examples(inputs, torch.randint(0, 3, (60,), generator=generator))
+
+
+@pytest.mark.parametrize("offload", ["cpu", "recompute"])
+@pytest.mark.parametrize("otherwise", OTHERWISE)
+def test_rare_samples_have_the_gradients_of_float64_backward_passes(otherwise, offload, tmp_path):
+    torch.manual_seed(0)
+    model, examples = Rare(otherwise).eval(), rare_samples()
+    workload = tiny_workload()
+    plan = plan_gradients(workload, model, [("training", examples)], 7, offload, torch.float32, CPU)
+    assert RARE not in plan.checked.rows
+    assert plan.routes == Routes()
+    rows = rows_of(compute_gradients(plan))
+    expected = one_by_one_gradients(model, cross_entropy, examples.inputs, examples.targets)
+    assert ((rows - expected).norm(dim=1) <= 2e-6 * expected.norm(dim=1)).all()
+
+
+def test_samples_that_decide_by_nan_are_followed_together():
+    torch.manual_seed(0)
+    model, examples = Rare(is_not_a_number).eval(), rare_samples().subset([RARE, RARE])
+    captures = LayerCapture(model, cross_entropy, Routes(), is_strict=True)(examples)
+    assert set(captures) == {name for name, _ in model.named_parameters()}
+
+
+def test_where_routes_are_chosen_vmap_must_run_the_model():
+    model, examples = Rare(selects_by_sign).eval(), rare_samples()
+    with pytest.raises(RuntimeError, match="vmap"):
+        LayerCapture(model, cross_entropy, Routes(), is_strict=True)(examples.subset([RARE]))
