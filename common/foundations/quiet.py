@@ -13,7 +13,7 @@ from types import FrameType
 OURS = str(Path(__file__).resolve().parents[1])
 LIBRARIES = {"site-packages", "dist-packages"}
 # read when the libraries are imported
-LOGS = {"TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+LOGS = {"TRANSFORMERS_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
 
 
 @contextmanager

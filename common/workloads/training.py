@@ -133,20 +133,30 @@ def train_together(
 
 
 def can_train_together(workload: Workload) -> bool:
-    """Whether `train_together` serves this pair: small, without buffers (batch norm), and within reach of vmap."""
-    model = fresh_model(workload, 0)
-    if not _is_small(model) or any(True for _ in model.buffers()):
+    """Whether `train_together` serves this pair: small, without buffers (batch norm), and within reach of vmap.
+
+    Two models must have the gradients that each has alone: tensors that are no parameters, drawn anew for each model,
+    and hooks on parameters are those of the first model, or lost.
+    """
+    models = [fresh_model(workload, seed) for seed in (0, 1)]
+    if not _is_small(models[0]) or any(True for _ in models[0].buffers()):
         return False
     # each model its own samples, as in training: a model may look at their values, which vmap allows of none
     pairs = workload.train.subset(torch.arange(min(2, len(workload.train))).repeat(2, 1))
     with isolated_rng():
         try:
-            parameters, _ = stack_module_state([model, fresh_model(workload, 1)])
-            objective = _stateless_objective(workload, model)
-            vmap(objective, randomness="different")(parameters, pairs.inputs, pairs.targets).sum().backward()
-        except (RuntimeError, NotImplementedError):
+            parameters, _ = stack_module_state(models)
+            objectives = vmap(_stateless_objective(workload, models[0]), randomness="different")
+            objectives(parameters, pairs.inputs, pairs.targets).sum().backward()
+            for value in parameters.values():
+                value.grad = None
+            for model in models:
+                model.eval()  # in training mode dropout draws other masks for a model alone
+            objectives(parameters, pairs.inputs, pairs.targets).sum().backward()
+            _make_dense(parameters.values())
+            return all(_are_its_gradients(workload, model, s, parameters) for s, model in enumerate(models))
+        except Exception:  # what vmap does to a user's model may raise anything
             return False
-    return True
 
 
 def evaluate_losses(
@@ -193,6 +203,22 @@ def _stateless_objective(workload: Workload, model: nn.Module) -> Callable[[dict
         return workload.objective(run_model(with_parameters, inputs), targets)
 
     return objective
+
+
+def _are_its_gradients(workload: Workload, model: nn.Module, place: int, parameters: dict[str, Tensor]) -> bool:
+    """Return whether a model alone has the gradients found at a place of stacked parameters, on the first two samples.
+
+    `model` is left with gradients.
+    """
+    few = workload.train.subset(slice(2))
+    workload.objective(run_model(model, few.inputs), few.targets).backward()
+    _make_dense(model.parameters())
+    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: p.grad[place] for name, p in parameters.items() if p.grad is not None}
+    longest = max((gradient.norm() for gradient in alone.values()), default=torch.zeros(()))
+    return alone.keys() == found.keys() and all(
+        (found[name] - gradient).norm() <= 1e-3 * longest for name, gradient in alone.items()
+    )
 
 
 def _is_small(model: nn.Module) -> bool:

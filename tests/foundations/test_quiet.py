@@ -53,6 +53,23 @@ def test_a_warning_is_shown_once_where_the_users_code_gives_it_and_never_where_a
     assert len(lines) == 4  # Python's own form shows the line of code as well
 
 
+COMPILES = """
+from common.foundations.quiet import only_the_users_warnings
+
+with only_the_users_warnings():
+    import torch
+
+    add = torch.compile(lambda x, n: x + n, backend="eager", dynamic=False)
+    for i in range(10):
+        add(torch.ones(i + 1), i)
+"""
+
+
+def test_what_torch_logs_where_a_model_is_compiled_again_and_again_is_not_shown():
+    done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, env=_environment())
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}

@@ -219,3 +219,34 @@ class Looks(nn.Linear):
 
 def test_a_model_that_looks_at_the_values_of_its_inputs_is_not_trained_together():
     assert not can_train_together(tiny_workload(lambda: Looks(5, 3)))
+
+
+class RandomFeatures(nn.Module):
+    """Draws a tensor that is no parameter for each model."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.out = torch.randn(5, 8), nn.Linear(8, 3)
+
+    def forward(self, inputs):
+        return self.out(torch.tanh(inputs @ self.features))
+
+
+def clamped():
+    model = nn.Linear(5, 3)
+    model.weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+    return model
+
+
+class Unstackable(nn.Linear):
+    """Fails under vmap, by an exception that is not torch's."""
+
+    def forward(self, inputs):
+        if torch._C._functorch.is_batchedtensor(self.weight):
+            raise TypeError("one weight, not several")
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("make_model", [RandomFeatures, clamped, lambda: Unstackable(5, 3)])
+def test_models_that_differ_in_more_than_their_parameters_are_not_trained_together(make_model):
+    assert not can_train_together(tiny_workload(make_model))
