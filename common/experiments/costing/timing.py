@@ -17,12 +17,15 @@ from common.foundations.errors import UserError
 from common.foundations.memory import AddedMemory
 from common.foundations.progress import with_progress
 
+ENOUGH_SECONDS = 2.0
+
 
 def time_projections(options: CostOptions) -> pd.DataFrame:
     """Return one row a (projection, m): what a store of all training samples takes, gradients or factors included.
 
-    A call of the projection takes a + b·(samples) seconds, from one of a single sample and one of `num_samples`;
-    memory is what the larger one adds at its peak, with what the projection keeps.
+    A call of the projection takes a + b·(samples) seconds, from the fastest calls of a single sample and of
+    `num_samples` within ENOUGH_SECONDS each; memory is what the larger one adds at its peak, with what the
+    projection keeps.
 
     Raises:
         UserError: the checkpoint is not the one of the runs.
@@ -48,7 +51,7 @@ def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m:
     projection, _ = make_projection(_asked(options, run, m), subject.subject, subject.routes, device)
     num_train = subject.identities["train"].n
     many = min(num_samples, num_train, projection.rows_at_once)
-    a_call, a_sample = time_calls(replace(subject, projection=projection), 1, many)
+    a_call, a_sample = time_calls(replace(subject, projection=projection), 1, many, ENOUGH_SECONDS)
     return {
         "proj_type": run.law,
         "m": m,

@@ -36,9 +36,12 @@ def forecast(subject: ProjectionSubject, limit: int) -> Forecast:
     return Forecast(calls * a_call + samples * a_sample, a_call, a_sample, num_bytes)
 
 
-def time_calls(subject: ProjectionSubject, few: int, many: int) -> tuple[float, float]:
-    """Return (a, b) of the seconds a + b·(samples) that a call of the projection takes, from calls of two sizes."""
-    short, long = _seconds(subject, few), _seconds(subject, many)
+def time_calls(subject: ProjectionSubject, few: int, many: int, enough: float = 0.0) -> tuple[float, float]:
+    """Return (a, b) of the seconds a + b·(samples) that a call of the projection takes, from calls of two sizes.
+
+    Calls of either size are repeated for `enough` seconds, and the fastest counts: other work only ever adds time.
+    """
+    short, long = (_fastest(subject, count, enough) for count in (few, many))
     a_sample = max(0.0, (long - short) / (many - few)) if many > few else long / many
     return max(0.0, long - a_sample * many), a_sample
 
@@ -56,6 +59,13 @@ def describe(found: Forecast, subject: ProjectionSubject) -> str:
 def _num_calls(subject: ProjectionSubject, part: str) -> int:
     size = subject.projection.rows_at_once
     return sum(math.ceil(len(span) / size) for span in subject.identities[part].ranges)
+
+
+def _fastest(subject: ProjectionSubject, count: int, enough: float) -> float:
+    taken = [_seconds(subject, count)]
+    while sum(taken) < enough:
+        taken.append(_seconds(subject, count))
+    return min(taken)
 
 
 def _seconds(subject: ProjectionSubject, count: int) -> float:
