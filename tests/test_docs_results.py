@@ -138,3 +138,29 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_files():
 
 def one_line(page: str) -> str:
     return " ".join(read(page).split())
+
+
+def test_the_table_of_projections_is_that_of_the_committed_files():
+    (table, *_) = tables(sections(read("docs/results.md"))["Projections of factors"])
+    commands = {"logistic regression": " --model lr", "perceptron": ""}
+    for row in table.dicts():
+        model, m = row["model, m"].rsplit(", ", 1)
+        for law in ("normal", "sjlt", "tensorsketch", "kronecker"):
+            summary = pd.read_csv(run_of(commands[model], law) / "summary.csv").set_index(["m", "lambda"])
+            cell = summary.loc[(int(m.replace(",", "")), float(row["λ"]))]
+            assert row["d_λ"] == f"{cell['d_lambda']:.0f}"
+            bracket = "" if law == "normal" else f" ({cell['gaussian_equivalent_m']:,.0f})"
+            assert row[law] == f"{cell['eps_95']:.3f}".lstrip("0") + bracket
+
+
+def run_of(model: str, law: str) -> Path:
+    """Return the folder of a run of one model with one projection, whatever its largest m."""
+    found = []
+    for path in (ROOT / "results" / "spectrum_bounds").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        options = config["options"]
+        words = config["command"].replace(f" --proj_type {law}", "").replace(" --max_m 4096", "")
+        if options["proj_type"] == law and words == f"spectrum_bounds.py{model}":
+            found.append(path.parent)
+    (folder,) = found
+    return folder
