@@ -114,10 +114,12 @@ def trial_table(units: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
     for prefix in _prefixes(units):
         if prefix:
             table[f"{prefix}lambda"] = units[f"{prefix}lambda"]
+        solved = units[f"{prefix}per_query"].notna()
         for name, group in task.groups.items():
             values = [_group_values(per_query, group) for per_query in units[f"{prefix}per_query"]]
             table[f"{prefix}{name}_lds"] = [np.nanmean(v) if np.isfinite(v).any() else math.nan for v in values]
-            table[f"{prefix}{name}_num_bad"] = [int((~np.isfinite(v)).sum()) for v in values]
+            bad = pd.Series([int((~np.isfinite(v)).sum()) for v in values], table.index, dtype="Int64")
+            table[f"{prefix}{name}_num_bad"] = bad.where(solved)
     return table
 
 

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from common.experiments import lds_sweep
 from common.experiments.cells import Cells
+from common.experiments.run import bad_values
 from common.experiments.selection import select
 from common.sketches.influence import SketchedProblem
 from common.sketches.projectors import make_projector
@@ -244,3 +245,16 @@ def test_the_joined_table_ends_in_the_exact_rows_and_prints_whole_m():
     table = lds_sweep.join(pd.DataFrame({"m": [16.0, 32.0]}), pd.DataFrame({"m": [math.inf]}))
     assert table["m"].tolist() == [16, 32, math.inf]
     assert table.to_csv(index=False).split() == ["m", "16", "32", "inf"]
+
+
+def test_a_cell_without_a_corrected_ridge_counts_no_bad_correlation(gradients, truth):
+    task = make_task(gradients, truth, [2, 64], ridge_correction=True)
+    units = units_of(task, [2, 64])
+    trials, summary = lds_sweep.trial_table(units, task), lds_sweep.summarise(units, task)
+    without = trials["corrected_lambda"].isna()
+    assert without.any()
+    assert not without.all()
+    for name in ("corrected_val_num_bad", "corrected_test_num_bad"):
+        assert (trials[name].isna() == without).all()
+        assert trials.loc[~without, name].eq(0).all()
+    assert bad_values(summary, "correlations") is None

@@ -52,7 +52,8 @@ def measure(audited: Audited, truth: AuditTruth, ridges: list[float], val_ratio:
             row |= _lds(a, q, t + corrected, ranks, groups, "corrected_")
             rows.append(row)
         second, sums, queries, rounding = fold(second), fold_rows(sums), fold_rows(queries), 2 * rounding
-    return pd.DataFrame(rows).sort_values(["m", "lambda"], ignore_index=True)
+    table = pd.DataFrame(rows).sort_values(["m", "lambda"], ignore_index=True)
+    return table.astype({name: "Int64" for name in table if name.endswith("num_bad")})
 
 
 def best_ridge(table: pd.DataFrame) -> float | None:
@@ -108,5 +109,5 @@ def _lds(a: Tensor, q: Tensor, damped: Tensor, ranks: Tensor, groups: dict[str, 
     for name, group in groups.items():
         values = per_query[group]
         row[f"{prefix}{name}_lds"] = values.nanmean().item()
-        row[f"{prefix}{name}_num_bad"] = int((~values.isfinite()).sum())
+        row[f"{prefix}{name}_num_bad"] = math.nan if damped.isnan().any() else int((~values.isfinite()).sum())
     return row

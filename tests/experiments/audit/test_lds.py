@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -68,8 +69,8 @@ def test_a_ridge_that_is_not_resolved_has_a_plain_lds_and_no_corrected_one(probl
     table = lds.measure(audited, truth, [1e-6], 0.5, seed=1)
     own = table[table["m"] == 96].iloc[0]
     assert np.isfinite(own["val_lds"])
-    assert np.isnan(own["corrected_val_lds"])
-    assert own["corrected_val_num_bad"] == 6
+    assert pd.isna(own["corrected_val_lds"])
+    assert pd.isna(own["corrected_val_num_bad"])
     assert lds.best_ridge(table) is None
 
 
