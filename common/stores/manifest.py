@@ -122,4 +122,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read: remove {path.parent}, or choose another folder") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise UserError(f"{path} is no manifest of this version of the store: choose another folder")
+    if not _is_sound(record):
+        raise UserError(f"{path} is not what project_gradients.py writes: remove {path.parent} to make it again")
     return record
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Whether what no identity has, and so nobody compares, is as it was written."""
+    threads, ranges = record.get("threads"), record.get("ranges", [])
+    return isinstance(threads, int) and threads > 0 and isinstance(ranges, list) and all(map(_is_range, ranges))
+
+
+def _is_range(entry: Any) -> bool:
+    types = [type(part) for part in entry] if isinstance(entry, list) else []
+    return types == [int, int, str]

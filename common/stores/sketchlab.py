@@ -12,6 +12,7 @@ from common.stores.manifest import FORMAT, MANIFEST, NORMS, NUMPY_NAMES, PROJECT
 from common.stores.store import Module, Region, Store, as_dtype, make_store
 
 FOLDERS = {"train": "train", "queries": "test"}
+KINDS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
 # what must agree for rows of two parts to be projections of gradients of one model by one matrix
 SHARED = ("kind", "m", "seed", "d", "parameters", "modules", "checkpoint", "device", "torch")
 
@@ -35,16 +36,24 @@ def open_store(path: Path, role: str) -> Store:
         raise UserError(f"{folder}: there is no {MANIFEST}")
     try:
         n, m, dtype = int(record["n"]), int(record["m"]), str(record["dtype"])
-        offset = len(npy_header(NUMPY_NAMES[dtype], (n, m)))
+        headers = {PROJECTED: npy_header(NUMPY_NAMES[dtype], (n, m)), NORMS: npy_header("<f8", (n,))}
         modules = tuple(Module(str(s["name"]), int(s["start"]), int(s["stop"])) for s in record["modules"])
         made_of = {name: record[name] for name in SHARED}
         unit, kind = record["scale"] == "unit", str(record["kind"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST} is not what project_gradients.py writes: {error!r}") from error
-    for name in (PROJECTED, NORMS):
+    if kind not in KINDS or record["scale"] not in ("unit", "none"):
+        raise UserError(f"{folder / MANIFEST} has the kind {kind} and scale {record['scale']}, of which one is unknown")
+    for name, header in headers.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing beside {MANIFEST}")
-    region = Region(folder / PROJECTED, offset, n, m, as_dtype(dtype, folder))
+        with open(folder / name, "rb") as stream:
+            if stream.read(len(header)) != header:
+                raise UserError(f"{folder / name} does not hold the {n} rows that {MANIFEST} speaks of, in its dtype")
+    if any(module.stop > m for module in modules):
+        raise UserError(f"{folder / MANIFEST} has modules beyond the {m} columns of {PROJECTED}")
+    Region(folder / NORMS, len(headers[NORMS]), n, 1, torch.float64).check()
+    region = Region(folder / PROJECTED, len(headers[PROJECTED]), n, m, as_dtype(dtype, folder))
     store = make_store(path, "sketchlab", [[region]], modules=modules, projection=kind, made_of=made_of)
     if not unit:
         return store

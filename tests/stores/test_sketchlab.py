@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 
 from common.foundations.errors import UserError
+from common.foundations.storage import write_json
 from common.stores.formats import open_store
 from common.stores.manifest import MANIFEST, NORMS
 from common.stores.writer import StoreWriter
@@ -75,4 +77,32 @@ def test_a_manifest_that_lacks_something_is_named(store):
     path = store / "train" / MANIFEST
     path.write_text(path.read_text().replace('"kind"', '"king"'))
     with pytest.raises(UserError, match=r"not what project_gradients\.py writes"):
+        open_store(store / "train", None, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"m": 3}, r"projected\.npy does not hold the 11 rows"),
+        ({"n": 10}, r"projected\.npy does not hold the 10 rows"),
+        ({"dtype": "bfloat16"}, "does not hold the 11 rows"),
+        ({"kind": "kroneker"}, "kind kroneker"),
+        ({"scale": "units"}, "scale units"),
+        ({"threads": None}, "is not what project_gradients.py writes"),
+        ({"ranges": [[0, 11]]}, "is not what project_gradients.py writes"),
+        ({"modules": [{"name": "a", "start": 0, "stop": 99}]}, "modules beyond the 6 columns"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused_where_it_contradicts_the_arrays(store, change, message):
+    """Half the columns, or fewer rows, would be read without a word as other numbers."""
+    path = store / "test" / MANIFEST
+    write_json(path, json.loads(path.read_text()) | change)
+    with pytest.raises(UserError, match=message):
+        open_store(store / "test", None, "queries")
+
+
+def test_norms_that_are_truncated_are_refused(store):
+    path = store / "train" / NORMS
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"norms\.npy is truncated"):
         open_store(store / "train", None, "train")
