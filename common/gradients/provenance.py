@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common.foundations import storage, tensor_files
 from common.foundations.seeds import isolated_rng
@@ -66,17 +68,27 @@ def describe(plan: GradientPlan, checkpoint: str, workload_file: Path | None = N
     }
 
 
-def _probe(plan: GradientPlan) -> tuple[list[str], list[str]]:
-    """Return losses of samples spread over all, and lengths of their summed gradient."""
-    parameters = [p for p in plan.model.parameters() if p.requires_grad]
-    total, values = [torch.zeros_like(p) for p in parameters], []
+def probe_losses(plan: GradientPlan) -> list[float]:
+    """Return the losses of a few samples spread over all: another loss, or model function, gives others."""
+    with torch.no_grad():
+        return [value for losses in _losses(plan) for value in losses.tolist()]
+
+
+def _losses(plan: GradientPlan) -> Iterator[Tensor]:
     chosen = torch.linspace(0, plan.num_rows - 1, min(PROBES, plan.num_rows)).long()
     with isolated_rng(plan.device):
         for rows in chosen.split(plan.batch_size):
             few = plan.examples.subset(rows).to(plan.device)
-            losses = plan.workload.loss(run_model(plan.model, few.inputs), few.targets)
-            values += losses.tolist()
-            total = [before + g for before, g in zip(total, gradients(losses.sum(), parameters), strict=True)]
+            yield plan.workload.loss(run_model(plan.model, few.inputs), few.targets)
+
+
+def _probe(plan: GradientPlan) -> tuple[list[str], list[str]]:
+    """Return losses of samples spread over all, and lengths of their summed gradient."""
+    parameters = [p for p in plan.model.parameters() if p.requires_grad]
+    total, values = [torch.zeros_like(p) for p in parameters], []
+    for losses in _losses(plan):
+        values += losses.tolist()
+        total = [before + g for before, g in zip(total, gradients(losses.sum(), parameters), strict=True)]
     return [f"{value:.4g}" for value in values], [f"{gradient.norm().item():.4g}" for gradient in total]
 
 

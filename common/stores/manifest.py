@@ -68,6 +68,8 @@ class StoreIdentity:
     """Version of torch, whose random numbers P is made of."""
     rows_a_range: int
     """Rows of a range, but for the last one."""
+    losses: tuple[float, ...] = ()
+    """Of a few samples: another loss, or another function of the same weights, gives others."""
 
     def record(self) -> dict[str, Any]:
         """Return what JSON gives back of it."""

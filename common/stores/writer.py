@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from common.stores.manifest import (
     read_record,
     torch_dtype,
 )
+
+LOSS_GAP = 1e-3
 
 
 class StoreWriter:
@@ -52,7 +55,10 @@ class StoreWriter:
             if there is None:
                 continue
             wanted = self.identity.record()
+            losses = wanted.pop("losses")
             difference = first_difference({key: there.get(key) for key in wanted}, wanted)
+            if not difference and not _agree(there.get("losses"), losses):
+                difference = "the loss, or what the model does with the same weights, was another"
             if difference:
                 raise UserError(
                     f"{self.folder} is a store of something else: {difference}; choose another --store, or remove it"
@@ -214,3 +220,10 @@ class StoreWriter:
     def _finished_part(self) -> dict[int, str] | None:
         record = read_record(self.folder / MANIFEST)
         return None if record is None else {start: checksum for start, _, checksum in record["ranges"]}
+
+
+def _agree(found: Any, wanted: list[float]) -> bool:
+    """Whether losses are the same but for rounding, which depends on threads and batches; none are known to differ."""
+    return not found or (
+        len(found) == len(wanted) and np.allclose(found, wanted, rtol=LOSS_GAP, atol=LOSS_GAP, equal_nan=True)
+    )

@@ -130,6 +130,19 @@ def test_rows_of_anything_else_are_refused_and_left_alone(tmp_path, change, fini
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.npy*")} == before
 
 
+def test_another_loss_of_the_same_weights_is_refused_and_rounding_is_not(tmp_path):
+    """A user's own checkpoint does not change with the loss."""
+    StoreWriter(tmp_path, identity(losses=(1.0, 0.0, 2.0))).begin()
+    StoreWriter(tmp_path, identity(losses=(1.0001, 1e-5, 2.0))).begin()
+    with pytest.raises(UserError, match="something else: the loss, or what the model does"):
+        StoreWriter(tmp_path, identity(losses=(1.0, 0.0, 2.1))).begin()
+
+
+def test_a_store_that_does_not_know_its_losses_goes_on(tmp_path):
+    StoreWriter(tmp_path, identity()).begin()
+    StoreWriter(tmp_path, identity(losses=(1.0,))).begin()
+
+
 def test_a_store_goes_on_with_the_threads_it_was_begun_with(tmp_path):
     before = torch.get_num_threads()
     try:

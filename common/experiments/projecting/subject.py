@@ -21,6 +21,7 @@ from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
 from common.gradients.layer_factors import flat_parameters
 from common.gradients.planning import plan_gradients
+from common.gradients.provenance import probe_losses
 from common.gradients.verification import Subject
 from common.sketches.factor_projection import FactorProjection
 from common.sketches.kronecker import KroneckerSketch
@@ -74,6 +75,7 @@ def prepare(options: ProjectOptions, ranks: Ranks) -> ProjectionSubject:
     routes = ranks.gather(plan.routes)[0]
     subject = Subject(plan.model, workload.loss, plan.examples, row_dtype(plan.model))
     projection, modules = make_projection(options, subject, routes, device)
+    losses = tuple(probe_losses(plan))
     identities = {
         part: StoreIdentity(
             part=part,
@@ -91,6 +93,7 @@ def prepare(options: ProjectOptions, ranks: Ranks) -> ProjectionSubject:
             device=device.type,
             torch=version("torch").split("+")[0],
             rows_a_range=rows_a_range(len(examples), projection.rows_at_once),
+            losses=losses,
         )
         for part, (_, examples) in zip(PARTS, samples, strict=True)
     }
