@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,6 @@ from matplotlib.ticker import NullFormatter
 from common.experiments.figures import MARKERS, STYLE, legend_below, ridge_label, save_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MOST_PANELS = 3
 
 
 def draw_cost(folder: Path, table: pd.DataFrame, title: str) -> None:
@@ -28,7 +28,7 @@ def draw_cost(folder: Path, table: pd.DataFrame, title: str) -> None:
         panels = figure.subplots(1, len(ridges), sharex=True, squeeze=False)[0]
         for axes, ridge in zip(panels, ridges, strict=True):
             part = table[table["lambda"] == ridge]
-            for law, colour, marker in zip(laws, COLOURS * len(laws), MARKERS * len(laws), strict=False):
+            for law, colour, marker in zip(laws, cycle(COLOURS), cycle(MARKERS), strict=False):
                 _draw_curve(axes, part[part["proj_type"] == law].sort_values("m"), law, colour, marker)
             d_lambda = part["d_lambda"].iloc[0]
             axes.set(xscale="log", yscale="log", title=f"λ = {ridge_label(ridge)}, $d_λ$ = {d_lambda:.3g}")
@@ -45,7 +45,7 @@ def shown_ridges(table: pd.DataFrame) -> list[float]:
     laws_of = table.groupby("lambda")["proj_type"].nunique()
     shared = sorted(laws_of[laws_of == num_laws].index) or sorted(laws_of.index)
     places = {0, len(shared) // 2, len(shared) - 1}
-    return [shared[i] for i in sorted(places)][:MOST_PANELS]
+    return [shared[i] for i in sorted(places)]
 
 
 def _draw_curve(axes: Axes, part: pd.DataFrame, law: str, colour: str, marker: str) -> None:

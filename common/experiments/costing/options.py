@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.experiments import arguments, option_checks, option_values
 from common.experiments.costing.runs import FinishedRun, read_runs
-from common.experiments.options import Option, RunRequest
+from common.experiments.options import Option, RunRequest, WorkloadChoice
 from common.foundations.errors import UserError
 
 
@@ -24,10 +24,8 @@ class CostOptions:
     """Largest m that is timed; None for that of the runs."""
     num_samples: int
     """Training samples projected to time a call, at most those that one call takes."""
-    benchmark_dir: Path
-    """Folder of the checkpoint."""
-    data_dir: Path
-    """Folder of datasets that are not embedded."""
+    workload: WorkloadChoice
+    """That of the runs, with its data and checkpoint where they lie here."""
     batch_size: int
     """Samples per gradient batch."""
     device: str | None
@@ -59,8 +57,7 @@ def parse(description: str) -> tuple[CostOptions, RunRequest]:
         min_m=args.min_m,
         max_m=args.max_m,
         num_samples=args.num_samples,
-        benchmark_dir=args.benchmark_dir,
-        data_dir=args.data_dir,
+        workload=runs[0].workload(args.data_dir, args.benchmark_dir),
         batch_size=args.batch_size,
         device=args.device,
     )
@@ -69,8 +66,7 @@ def parse(description: str) -> tuple[CostOptions, RunRequest]:
         raise UserError(f"{limit} holds no m of the runs")
     given = tuple(Option(name, value, parser.get_default(name)) for name, value in vars(args).items())
     named = tuple(Option(name, runs[0].options.get(name), None) for name in ("num_train", "epochs"))
-    subject = runs[0].workload(args.data_dir, args.benchmark_dir)
-    return options, RunRequest("projection_cost", subject, None, args.output_dir, given + named)
+    return options, RunRequest("projection_cost", options.workload, None, args.output_dir, given + named)
 
 
 def used_dimensions(options: CostOptions, run: FinishedRun) -> list[int]:

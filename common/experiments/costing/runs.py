@@ -79,21 +79,23 @@ def read_runs(folders: Sequence[Path]) -> tuple[FinishedRun, ...]:
     runs = tuple(_read(folder) for folder in folders)
     if not any(run.experiment == ERRORS for run in runs):
         raise UserError(f"no run of {ERRORS}.py among {len(runs)}: the errors are its")
-    seen: dict[tuple[str, str, str | None], Path] = {}
+    seen: dict[tuple[str, str], Path] = {}
     for run in runs:
-        queries = run.options.get("test_mode")
-        first = next(other for other in runs if other.experiment == run.experiment)
-        pairs = [(name, runs[0].options.get(name), run.options.get(name)) for name in SAME_OPTIONS]
-        pairs += [(name, runs[0].config[name], run.config[name]) for name in SAME_FIELDS]
-        pairs += [("test_mode", first.options.get("test_mode"), queries)]
-        for name, wanted, found in pairs:
-            if wanted != found:
-                raise UserError(f"{run.folder}: {name} is {found}, that of {runs[0].folder} {wanted}")
-        key = run.experiment, run.law, queries
+        _require_same(run, runs[0], SAME_OPTIONS)
+        _require_same(run, next(other for other in runs if other.experiment == run.experiment), ("test_mode",))
+        key = run.experiment, run.law
         if key in seen:
             raise UserError(f"{run.folder}: {run.law} is compared already, from {seen[key]}")
         seen[key] = run.folder
     return runs
+
+
+def _require_same(run: FinishedRun, other: FinishedRun, names: Sequence[str]) -> None:
+    pairs = [(name, other.options.get(name), run.options.get(name)) for name in names]
+    pairs += [(name, other.config[name], run.config[name]) for name in SAME_FIELDS]
+    for name, wanted, found in pairs:
+        if wanted != found:
+            raise UserError(f"{run.folder}: {name} is {found}, that of {other.folder} {wanted}")
 
 
 def _read(folder: Path) -> FinishedRun:

@@ -33,24 +33,20 @@ def time_projections(options: CostOptions) -> pd.DataFrame:
     first = next(run for run in options.runs if used_dimensions(options, run))
     subject = prepare(_asked(options, first, used_dimensions(options, first)[0]), ALONE)
     if subject.identities["train"].checkpoint != options.runs[0].config["checkpoint_fingerprint"]:
-        raise UserError(f"--benchmark_dir {options.benchmark_dir}: the checkpoint there is not the one of the runs")
+        raise UserError(
+            f"--benchmark_dir {options.workload.benchmark_dir}: the checkpoint there is not the one of the runs"
+        )
     sizes = {(run.law, m): run for run in options.runs for m in used_dimensions(options, run)}
-    warm: set[str] = set()
-    rows = []
-    for (law, m), run in with_progress("projections", sizes.items(), "size"):
-        if law not in warm:  # what only the first call of a kind takes
-            _time(options, run, subject, m, 1)
-            warm.add(law)
-        rows.append(_time(options, run, subject, m, options.num_samples))
-    return pd.DataFrame(rows)
+    items = with_progress("projections", sizes.items(), "size")
+    return pd.DataFrame([_time(options, run, subject, m) for (_, m), run in items])
 
 
-def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m: int, num_samples: int) -> dict:
+def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m: int) -> dict:
     memory = AddedMemory()
     device = next(subject.subject.model.parameters()).device
     projection, _ = make_projection(_asked(options, run, m), subject.subject, subject.routes, device)
     num_train = subject.identities["train"].n
-    many = min(num_samples, num_train, projection.rows_at_once)
+    many = min(options.num_samples, num_train, projection.rows_at_once)
     a_call, a_sample = time_calls(replace(subject, projection=projection), 1, many, ENOUGH_SECONDS)
     return {
         "proj_type": run.law,
@@ -65,7 +61,7 @@ def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m:
 
 def _asked(options: CostOptions, run: FinishedRun, m: int) -> ProjectOptions:
     return ProjectOptions(
-        workload=run.workload(options.data_dir, options.benchmark_dir),
+        workload=options.workload,
         modules=(),
         kind=run.options["proj_type"],
         m=m,
