@@ -139,7 +139,8 @@ def summarise(units: pd.DataFrame, task: LdsTask) -> pd.DataFrame:
             summary[f"{column}_std"] = groups[column].std()
             intervals = [_interval(per_query, group, task.seed) for _, per_query in over_trials]
             summary[f"{column}_low"], summary[f"{column}_high"] = zip(*intervals, strict=True)
-            summary[f"{prefix}{name}_num_bad"] = groups[f"{prefix}{name}_num_bad"].sum()
+            # sums miss nothing; a column that may would turn NaN of whole rows into pandas' NA
+            summary[f"{prefix}{name}_num_bad"] = groups[f"{prefix}{name}_num_bad"].sum().astype("int64")
     return summary.reset_index()
 
 

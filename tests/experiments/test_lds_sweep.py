@@ -258,3 +258,11 @@ def test_a_cell_without_a_corrected_ridge_counts_no_bad_correlation(gradients, t
         assert (trials[name].isna() == without).all()
         assert trials.loc[~without, name].eq(0).all()
     assert bad_values(summary, "correlations") is None
+
+
+def test_what_is_missing_in_a_row_of_the_summary_is_nan_which_a_float_can_be(gradients, truth):
+    task = make_task(gradients, truth, [2, 64], ridge_correction=True)
+    units = units_of(task, [2, 64])
+    summary = lds_sweep.summarise(units[units["trial"] == units["trial"].min()], task)
+    assert summary["val_lds_std"].isna().all()  # of one sketch
+    assert math.isnan(summary.iloc[0]["val_lds_std"])
