@@ -65,7 +65,7 @@ def audit(options: AuditOptions, run: Run, ranks: Ranks) -> None:
     run.record(ridge=ridge, ridge_reason=reason, law_known=audited.law_is_known, verdicts=verdicts)
     with run.phase("figure"):
         size = f"n = {audited.store.num_rows}, M = {audited.spectrum.size}, {audited.proj_type} projection"
-        title = size if audited.law_is_known else f"{size}: its law is not known, numbers are unreliable"
+        title = size if audited.law_is_known else f"{size}: its law is not known, d_λ is unreliable"
         figure.draw_audit(run.folder, dimensions, summary, top, lds, ridge, f"{options.train.name}: {title}")
     report(options, run, dimensions, advice, top, elsewhere, verdicts)
 

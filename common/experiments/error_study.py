@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +16,6 @@ from common.experiments.preparation import Prepared
 from common.experiments.run import Run
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem
-
-RECOMMENDED = ("m", "m_ridge_corrected")
 
 
 class ErrorStudy(Protocol):
@@ -63,16 +60,6 @@ def make_study(options: BoundsOptions, run: Run, prepared: Prepared, cells: Cell
     return CrossStudy(task, cross_sweep.exact_pairs(task))
 
 
-def _known_alone(table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
-    """Return a table of predictions or recommendations, which are empty where the projection has no closed form."""
-    if cells.has_law:
-        return table
-    predicted = [name for name in table if name.startswith("predicted_")]
-    if predicted:
-        return table.assign(**dict.fromkeys(predicted, math.nan))
-    return table.assign(**dict.fromkeys(RECOMMENDED, pd.NA)).astype(dict.fromkeys(RECOMMENDED, "Int64"))
-
-
 @dataclass(frozen=True)
 class SelfStudy:
     """Self-influence φ̃_λ(q) of the queries."""
@@ -108,12 +95,12 @@ class SelfStudy:
 
     def predict(self) -> pd.DataFrame:
         """Return one row an (m, λ): the closed form."""
-        return _known_alone(error_sweep.predict(self.cells, self.geometry.queries), self.cells)
+        return error_sweep.known_alone(error_sweep.predict(self.cells, self.geometry.queries), self.cells)
 
     def recommend(self, target: float, num_parameters: int) -> pd.DataFrame:
         """Return one row a λ: the smallest m < d whose predicted ε_95 is at most `target`."""
         table = error_sweep.recommend(self.cells, self.geometry.queries, target, num_parameters)
-        return _known_alone(table, self.cells)
+        return error_sweep.known_alone(table, self.cells)
 
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write nothing more."""
@@ -162,8 +149,8 @@ class CrossStudy:
         pairs = cross_sweep.sampled_pairs(self.task)
         table = error_sweep.recommend_for_pairs(self.task.cells, *pairs, target, num_parameters)
         table["zero_eps_95"] = cross_sweep.zero_errors(self.exact)
-        table.loc[table["zero_eps_95"] <= target, list(RECOMMENDED)] = pd.NA
-        return _known_alone(table, self.task.cells)
+        table.loc[table["zero_eps_95"] <= target, error_sweep.RECOMMENDED] = pd.NA
+        return error_sweep.known_alone(table, self.task.cells)
 
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write queries.csv and slopes.csv, and print the slopes of the parts that the theorem speaks of."""

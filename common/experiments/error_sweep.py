@@ -25,6 +25,7 @@ SUMMARISED = ["mean_ratio", "mean_ratio_std", "eps_mean", "eps_50", "eps_95", "e
 SUMMARISED += ["eps_95_std", "eps_99", "eps_max", "num_bad"]
 FAR = 3.0  # noises from which on a gap counts as beyond noise
 PREDICTED = ("mean_ratio", "eps_mean", "eps_50", "eps_95", "eps_99")
+RECOMMENDED = ["m", "m_ridge_corrected"]
 
 
 def exact_scores(cells: Cells, geometry: Geometry) -> list[Tensor]:
@@ -171,9 +172,19 @@ def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float
     return _recommendation(cells, target, *smallest)
 
 
+def known_alone(table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+    """Return a table of predictions or recommendations, which are empty where the projection has no closed form."""
+    if cells.has_law:
+        return table
+    predicted = [name for name in table if name.startswith("predicted_")]
+    if predicted:
+        return table.assign(**dict.fromkeys(predicted, math.nan))
+    return table.assign(**dict.fromkeys(RECOMMENDED, pd.NA)).astype(dict.fromkeys(RECOMMENDED, "Int64"))
+
+
 def _recommendation(cells: Cells, target: float, raw: list[int | None], corrected: list[int | None]) -> pd.DataFrame:
     table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions})
-    table = table.assign(m=raw, m_ridge_corrected=corrected).astype({"m": "Int64", "m_ridge_corrected": "Int64"})
+    table = table.assign(m=raw, m_ridge_corrected=corrected).astype(dict.fromkeys(RECOMMENDED, "Int64"))
     theorem = [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions]
     return table.assign(d_lambda_over_eps_squared=theorem)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.experiments.audit.reading import Audited
 from common.experiments.cells import Cells
-from common.experiments.error_sweep import predict, recommend
+from common.experiments.error_sweep import known_alone, predict, recommend
 from common.stores.moments import fold
 from common.theory.cross_influence import predict_cross_error
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
@@ -19,6 +19,8 @@ SMALLEST_M = 16
 LARGEST_FACTOR = 64
 # share of M up to which d_λ is far enough from what the store cannot see
 NEAR_M = 0.9
+# share of M that d_λ may have where no law says which error that is
+FEW_OF_M = 0.1
 
 
 def effective_dimensions(audited: Audited, ridges: list[float]) -> pd.DataFrame:
@@ -45,11 +47,15 @@ def make_cells(audited: Audited, dimensions: pd.DataFrame) -> Cells:
     size = audited.spectrum.size
     powers = {2**j for j in range(60) if SMALLEST_M <= 2**j <= LARGEST_FACTOR * size}
     known = dimensions[dimensions["resolved"]]
-    return Cells(audited.spectrum, sorted(powers | {size}), known["lambda"].tolist(), known["d_lambda"].tolist(), True)
+    ms, ridges = sorted(powers | {size}), known["lambda"].tolist()
+    return Cells(audited.spectrum, ms, ridges, known["d_lambda"].tolist(), True, has_law=audited.law_is_known)
 
 
 def errors(audited: Audited, cells: Cells, seed: int) -> pd.DataFrame:
-    """Return one row an (m, λ): predicted errors of self-influence and of cross scores, raw and ridge corrected."""
+    """Return one row an (m, λ): predicted errors of self-influence and of cross scores, raw and ridge corrected.
+
+    They are empty where the law of the projection is not known.
+    """
     table = predict(cells, audited.tabled_queries)
     left, right = audited.pairs(seed)
     for prefix, corrected in (("predicted_cross_", False), ("predicted_corrected_cross_", True)):
@@ -57,20 +63,31 @@ def errors(audited: Audited, cells: Cells, seed: int) -> pd.DataFrame:
         for name in ("eps_50", "eps_95", "eps_99"):
             table[prefix + name] = getattr(law, name).flatten().tolist()
     table.insert(1, "of_store", table["m"] == audited.spectrum.size)
-    return table
+    return known_alone(table, cells)
 
 
 def sizes(audited: Audited, cells: Cells, target: float) -> pd.DataFrame:
-    """Return one row a λ: the smallest m up to 64 M with predicted ε_95 of self-influence <= target."""
-    return recommend(cells, audited.tabled_queries, target, LARGEST_FACTOR * audited.spectrum.size + 1)
+    """Return one row a λ: the smallest m up to 64 M with predicted ε_95 of self-influence <= target.
+
+    m is empty where the law of the projection is not known.
+    """
+    largest = LARGEST_FACTOR * audited.spectrum.size + 1
+    return known_alone(recommend(cells, audited.tabled_queries, target, largest), cells)
 
 
 def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
     """Return the smallest λ at which corrected self-influence reaches the target at M, and why it was chosen.
 
-    Where d_λ is nearly M, error bars become too short: such λ are taken only where there is no other.
+    Where d_λ is nearly M, error bars become too short: such λ are taken only where there is no other. Without
+    predictions it is the smallest λ with d_λ at most a tenth of M.
     """
-    own = table[table["of_store"]].dropna(subset=["predicted_corrected_eps_95"])
+    own = table[table["of_store"]]
+    if own["predicted_corrected_eps_95"].isna().all():
+        few = own[own["d_lambda"] <= FEW_OF_M * own["m"]]
+        if len(few):
+            return few["lambda"].min(), f"the smallest λ with d_λ at most {FEW_OF_M:g} M"
+        return own["lambda"].max(), f"the largest λ, as none has d_λ of at most {FEW_OF_M:g} M"
+    own = own.dropna(subset=["predicted_corrected_eps_95"])
     far = own[own["d_lambda"] <= NEAR_M * own["m"]]
     own = far if len(far) else own
     good = own[own["predicted_corrected_eps_95"] <= target]

@@ -33,8 +33,8 @@ def _law(audited: Audited) -> str:
     }[audited.proj_type]
     return (
         f"warning: the projection is {what}: scores have no error bars, because no law of theirs is known (those of a "
-        "normal projection were too short by a factor 1.7 to 3 on a perceptron); d_λ and errors of any m are "
-        "unreliable, which folding may not show. A law that you know better: --proj_type"
+        "normal projection were too short by a factor 1.7 to 3 on a perceptron), no error of any m is predicted, and "
+        "d_λ is unreliable, which folding may not show. A law that you know better: --proj_type"
     )
 
 

@@ -101,6 +101,15 @@ def test_errors_of_six_ridges_from_end_to_end_are_drawn_raw_and_corrected_and_th
     assert [text.get_text() for text in axes.texts] == [f"M = {cases.M}"]
 
 
+def test_a_projection_without_a_law_has_no_errors_to_draw(draw, audit):
+    table = audit["summary"]
+    predicted = {name: np.nan for name in table if name.startswith("predicted_")}
+    for panel in (1, 3):
+        axes = draw(lds=None, summary=table.assign(**predicted))[panel]
+        assert len(axes.lines) == 0
+        assert [text.get_text() for text in axes.texts] == ["no law of this projection is known"]
+
+
 def bars(axes):
     """Return colour -> (x, score, standard error), of each group of scores with error bars."""
     found = {}

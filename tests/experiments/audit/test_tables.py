@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,26 @@ def test_a_ridge_with_an_effective_dimension_near_m_is_chosen_only_where_there_i
         cells = tables.make_cells(audited, tables.effective_dimensions(audited, ridges))
         assert cells.effective_dimensions[0] > 0.9 * cases.M
         assert tables.choose_ridge(tables.errors(audited, cells, seed=1), 0.99)[0] == chosen
+
+
+@pytest.mark.parametrize("law", ["kronecker", "blocks"])
+def test_nothing_is_predicted_of_a_projection_whose_law_is_not_known(audited, law):
+    audited = replace(audited, proj_type=law)
+    ridges = [audited.spectrum.smallest_ridge * 1.05, *cases.RIDGES]
+    dimensions = tables.effective_dimensions(audited, ridges)
+    assert dimensions["d_lambda"].notna().all()
+    assert dimensions["d_lambda_std_error"].isna().all()
+    cells = tables.make_cells(audited, dimensions)
+    table = tables.errors(audited, cells, seed=1)
+    predicted = [name for name in table if name.startswith("predicted_")]
+    assert len(predicted) == 16
+    assert table[predicted].isna().all(axis=None)
+    assert tables.sizes(audited, cells, 0.3)[["m", "m_ridge_corrected"]].isna().all(axis=None)
+    few = [ridge for ridge, d in zip(cells.ridges, cells.effective_dimensions, strict=True) if d <= 0.1 * cases.M]
+    assert 0 < len(few) < len(ridges)
+    assert tables.choose_ridge(table, 0.3) == (min(few), "the smallest λ with d_λ at most 0.1 M")
+    ridge, reason = tables.choose_ridge(table[table["lambda"] == ridges[0]], 0.3)
+    assert (ridge, reason) == (ridges[0], "the largest λ, as none has d_λ of at most 0.1 M")
 
 
 def test_sizes_reach_the_target_and_smaller_ones_do_not(audited):
