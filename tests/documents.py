@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]}
@@ -30,6 +34,17 @@ class Table:
 
 def read(page: str) -> str:
     return PAGES[page].read_text(encoding="utf-8")
+
+
+def committed_text(path: Path) -> str:
+    """Return a file of results/ as git would commit it, whatever runs of the reader's own wrote there since."""
+    name = path.relative_to(ROOT).as_posix()
+    shown = subprocess.run(["git", "show", f":{name}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return path.read_text(encoding="utf-8") if shown.returncode else shown.stdout
+
+
+def committed_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(committed_text(path)))
 
 
 def prose(text: str) -> str:

@@ -6,9 +6,7 @@ import json
 import math
 from pathlib import Path
 
-import pandas as pd
-
-from tests.documents import ROOT, read, sections, tables
+from tests.documents import ROOT, committed_table, committed_text, read, sections, tables
 
 RECOMMENDED = ("m", "m_ridge_corrected", "d_lambda_over_eps_squared")
 
@@ -18,7 +16,7 @@ def committed(command: str) -> Path:
     (folder,) = (
         path.parent
         for path in ROOT.glob("results/*/*/config.json")
-        if f"python {json.loads(path.read_text())['command']}" == command
+        if f"python {json.loads(committed_text(path))['command']}" == command
     )
     return folder
 
@@ -26,7 +24,7 @@ def committed(command: str) -> Path:
 def expected_cells(command: str) -> dict[str, str]:
     """Return header -> cell for the tables of docs/results.md, from the files in results/."""
     folder = committed(command)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads(committed_text(folder / "config.json"))
     seconds, memory = config["seconds"]["total"], config["peak_memory_bytes"] / 1e9
     cells = {"seconds": f"{seconds:.0f}", "peak memory": f"{memory:.1f} GB"}
     gaps = config["prediction_gaps"]
@@ -35,7 +33,7 @@ def expected_cells(command: str) -> dict[str, str]:
         shares = {name: f"{gaps[f'eps_95_gap_{key}']:.1%}".replace("%", " %") for name, key in headers.items()}
         beyond = f"{gaps['eps_95_gap_beyond_noise']} of {gaps['eps_95_gap_cells']}"
         return cells | shares | {"beyond 3 noises": beyond}
-    choice = json.loads((folder / "selection.json").read_text())
+    choice = json.loads(committed_text(folder / "selection.json"))
     predicted = choice["predicted_choice"]
     return {
         "median": f"{gaps['test_lds_gap_median']:.4f}",
@@ -59,7 +57,7 @@ def test_tables_of_results_that_name_their_commands_have_the_numbers_of_the_comm
 
 
 def test_the_table_of_recommended_m_is_that_of_the_committed_file():
-    table = pd.read_csv(committed("python spectrum_bounds.py") / "recommendation.csv")
+    table = committed_table(committed("python spectrum_bounds.py") / "recommendation.csv")
     rows = [
         [f"1e{math.log10(row['lambda']):.0f}", f"{row['d_lambda']:.0f}", *(f"{row[name]:,.0f}" for name in RECOMMENDED)]
         for _, row in table.iterrows()
@@ -70,26 +68,26 @@ def test_the_table_of_recommended_m_is_that_of_the_committed_file():
 def test_what_stands_beside_published_numbers_is_that_of_the_committed_files():
     table, over_m = tables(sections(read("docs/results.md"))["Beside what is published"])
     folders = [committed(f"python hyperparam_selection.py{own}") for own in (" --model lr --proj_type sjlt", "")]
-    chosen = [json.loads((folder / "selection.json").read_text()) for folder in folders]
+    chosen = [json.loads(committed_text(folder / "selection.json")) for folder in folders]
     ours = [[row[2], row[4]] for row in table.rows]
     assert ours[0] == [f"{choice['val_lds']:.3f}".lstrip("0") for choice in chosen]
     assert ours[1] == [f"{choice['lambda_star']:g}" for choice in chosen]
     assert ours[2] == [f"{choice['c_95']:.1f}" for choice in chosen]
-    summary = pd.read_csv(folders[0] / "summary.csv").set_index(["lambda", "m"])
+    summary = committed_table(folders[0] / "summary.csv").set_index(["lambda", "m"])
     at_star = summary.loc[chosen[0]["lambda_star"], "val_lds"]
     ms = [float(m.replace(",", "")) for m in over_m.header[1:]]
     assert over_m.rows[1][1:] == [f"{at_star[m]:.3f}".lstrip("0") for m in ms]
 
 
 def test_what_a_larger_ridge_gains_at_few_dimensions_is_that_of_the_committed_file():
-    summary = pd.read_csv(committed("python hyperparam_selection.py") / "summary.csv").set_index(["m", "lambda"])
+    summary = committed_table(committed("python hyperparam_selection.py") / "summary.csv").set_index(["m", "lambda"])
     larger, star = (summary.loc[(128, ridge), ["val_lds", "test_lds"]] for ridge in (1e-3, 1e-5))
     words = "LDS {:.3f} and {:.3f}, where 1e-5, the λ* of the largest m, has {:.3f} and {:.3f}."
     assert words.format(*larger, *star) in one_line("docs/results.md")
 
 
 def test_the_tables_of_speed_are_those_of_the_committed_files():
-    table = pd.read_csv(ROOT / "results" / "bench" / "bench.csv")
+    table = committed_table(ROOT / "results" / "bench" / "bench.csv")
     whole, steps = tables(sections(read("docs/results.md"))["How fast"])
     sweep = table[table["what"] == "whole sweep"]
     for cells, (_, row) in zip(whole.rows, sweep.iterrows(), strict=True):
@@ -101,7 +99,7 @@ def test_the_tables_of_speed_are_those_of_the_committed_files():
 
 
 def test_the_table_of_growth_is_that_of_the_committed_file():
-    slopes = pd.read_csv(ROOT / "results" / "bench" / "slopes.csv").set_index("axis")
+    slopes = committed_table(ROOT / "results" / "bench" / "slopes.csv").set_index("axis")
     (table,) = tables(sections(read("docs/results.md"))["How it grows"])
     # -0.0 + 0.0 is 0.0
     n, d, m, above = (round(slope, 1) + 0.0 for slope in slopes["sketch slope"])
@@ -111,7 +109,7 @@ def test_the_table_of_growth_is_that_of_the_committed_file():
 
 
 def test_what_the_ridge_correction_gains_is_that_of_the_committed_file():
-    summary = pd.read_csv(committed("python spectrum_bounds.py --ridge_correction") / "summary.csv")
+    summary = committed_table(committed("python spectrum_bounds.py --ridge_correction") / "summary.csv")
     cells = summary.set_index(["m", "lambda"])[["eps_95", "corrected_eps_95"]]
     pairs = (cells.loc[(2048, 1e-8)], cells.loc[(1024, 1e-6)])
     first, second = (f"{raw:.3f} -> {corrected:.3f}" for raw, corrected in pairs)
@@ -128,7 +126,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_files():
         in readme
     )
     assert f"m = {lr[multiple]} d_λ (logistic regression) and {mlp[multiple]} d_λ (perceptron)" in readme
-    table = pd.read_csv(committed("python spectrum_bounds.py") / "recommendation.csv").set_index("lambda")
+    table = committed_table(committed("python spectrum_bounds.py") / "recommendation.csv").set_index("lambda")
     small, large = (table.loc[ridge] for ridge in (1e-8, 1e-4))
     gains = [f"{row.m_ridge_corrected:,.0f} instead of {row.m:,.0f}" for row in (small, large)]
     assert f"m = {gains[0]} at λ = 1e-8, and {gains[1]} at λ = 1e-4" in readme
@@ -153,7 +151,7 @@ def test_the_table_of_projections_is_that_of_the_committed_files():
         for law in ("normal", "sjlt", "tensorsketch", "kronecker"):
             if not row[law]:  # not run with the same checkpoint
                 continue
-            summary = pd.read_csv(run_of(commands[model], law) / "summary.csv").set_index(["m", "lambda"])
+            summary = committed_table(run_of(commands[model], law) / "summary.csv").set_index(["m", "lambda"])
             cell = summary.loc[(int(m.replace(",", "")), float(row["λ"]))]
             assert row["d_λ"] == f"{cell['d_lambda']:.0f}"
             bracket = "" if law == "normal" else f" ({cell['gaussian_equivalent_m']:,.0f})"
@@ -164,7 +162,7 @@ def run_of(model: str, law: str) -> Path:
     """Return the folder of a run of one model with one projection, whatever its largest m."""
     found = []
     for path in (ROOT / "results" / "spectrum_bounds").glob("*/config.json"):
-        config = json.loads(path.read_text())
+        config = json.loads(committed_text(path))
         options = config["options"]
         words = config["command"].replace(f" --proj_type {law}", "").replace(" --max_m 4096", "")
         if options["proj_type"] == law and words == f"spectrum_bounds.py{model}":

@@ -285,6 +285,8 @@ def test_a_run_that_fails_where_nothing_was_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("step", ["make_folder", "open_lock", "take_lock"])
 def test_ctrl_c_while_the_folder_is_taken_leaves_nothing(tmp_path, monkeypatch, step):
     original = getattr(run_module, step)
+    # a process in the background may have inherited that it is ignored; a fixture undoes this
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def pressed(*words, **options):
         signal.raise_signal(signal.SIGINT)
