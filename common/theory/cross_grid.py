@@ -98,7 +98,7 @@ def predict_pairs(
             std_in_kernel = (own_left[:, None] * own_right[:, rank:].sum(1)).sqrt() * noise
             pairs += [(bias, std_in_range), (torch.zeros_like(bias), std_in_kernel)]
         biases, stds = (torch.stack([one.double().flatten() for one in each], 1) for each in zip(*pairs, strict=True))
-        cells.append(pooled_error_summary(biases, stds, torch.zeros_like(stds)))
+        cells.append(pooled_error_summary(biases, stds))
 
     def table(part: int) -> CrossErrorPrediction:
         statistics = ([one[i][part] for one in cells] for i in range(4))

@@ -72,7 +72,7 @@ def predict_cross_error_at(
     second = spectrum.resolvent_weights(2, law.mu)
     variance = ((left @ second) * (right @ second) + (products @ second) ** 2) / law.dof * law.mu**2
     bias, std = _without_own_noise(bias / scale, variance / scale**2, own / scale**2)
-    return CrossErrorPrediction(*pooled_error_summary(bias, std, torch.zeros_like(std)))
+    return CrossErrorPrediction(*pooled_error_summary(bias, std))
 
 
 def _without_own_noise(bias: Tensor, variance: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
