@@ -43,6 +43,7 @@ def factored_sketcher(
         geometry.norms,
         geometry.num_train,
         vectors,
+        options.num_trials,
     )
 
 

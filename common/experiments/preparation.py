@@ -190,8 +190,8 @@ def make_sketcher(options: SketchOptions, prepared: Prepared, smallest_ridge: fl
         vectors = torch.cat([vectors, vectors[-len(prepared.range_weights) :] - prepared.range_weights])
     if options.of_factors:
         return factored_sketcher(options, prepared.plan, geometry, vectors, max_m)
-    projector = make_projector(options.proj_type, options.seed, options.sparsity)
-    return ExplicitSketcher(prepared.rows(), projector, geometry.num_train, vectors, max_m, smallest_ridge)
+    projector, known = make_projector(options.proj_type, options.seed, options.sparsity), geometry.num_train
+    return ExplicitSketcher(prepared.rows(), projector, known, vectors, max_m, smallest_ridge, options.num_trials)
 
 
 def load_model(

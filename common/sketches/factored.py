@@ -7,7 +7,7 @@ parameters; how a sample's gradient arrives, as factors or as it is, changes not
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,14 +33,21 @@ class FactoredSketch(ABC):
     width: int
     """Numbers a sample that `rows` returns, of which `reduce` makes a sketch of any m <= max_m."""
 
-    @abstractmethod
     def rows(self, shares: Iterable[ParameterFactors], scales: Tensor) -> Tensor:
-        """Return the (B, width) float32 unscaled sketch of B gradients, each times its own scale.
+        """Return the (B, width) float32 unscaled sketch of B gradients, see `rows_of_all`."""
+        return rows_of_all([self], shares, scales)[0]
 
-        Args:
-            shares: all that the samples use, one parameter after the other.
-            scales: (B,) float64; 1/‖g‖ for gradients of unit length.
-        """
+    @abstractmethod
+    def begin(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the sums, all 0, that the parameters of `count` samples are added to."""
+
+    @abstractmethod
+    def add(self, sums: tuple[Tensor, ...], share: ParameterFactors) -> None:
+        """Add what one parameter contributes, already scaled, to sums that `begin` returned."""
+
+    @abstractmethod
+    def finish(self, sums: tuple[Tensor, ...]) -> Tensor:
+        """Return the (B, width) float32 rows whose parameters have all been added."""
 
     @abstractmethod
     def reduce(self, rows: Tensor, m: int) -> Tensor:
@@ -49,6 +56,22 @@ class FactoredSketch(ABC):
     @abstractmethod
     def size(self, m: int) -> int:
         """Return how many numbers a sketch of size m really has, at most m."""
+
+
+def rows_of_all(sketches: Sequence[FactoredSketch], shares: Iterable[ParameterFactors], scales: Tensor) -> list[Tensor]:
+    """Return the (B, width) float32 unscaled rows of B gradients, each times its own scale, of every sketch.
+
+    Args:
+        sketches: all of the same parameters.
+        shares: all that the samples use, one parameter after the other.
+        scales: (B,) float64; 1/‖g‖ for gradients of unit length.
+    """
+    sums = [sketch.begin(len(scales), scales.device) for sketch in sketches]
+    for share in shares:
+        share = scaled(share, scales)
+        for sketch, own in zip(sketches, sums, strict=True):
+            sketch.add(own, share)
+    return [sketch.finish(own) for sketch, own in zip(sketches, sums, strict=True)]
 
 
 def vector_places(parameters: Iterable[FlatParameter]) -> tuple[dict[str, slice], int]:

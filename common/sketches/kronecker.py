@@ -21,7 +21,6 @@ from common.sketches.factored import (
     balanced_buckets,
     power_of_two_above,
     random_signs,
-    scaled,
     vector_places,
 )
 from common.sketches.kronecker_sizes import KroneckerSizes, shared_sizes
@@ -54,6 +53,7 @@ class KroneckerSketch(FactoredSketch):
         self._matrices = [p for p in parameters if p.is_matrix]
         self._largest = sizes(parameters, max_m)
         self.width = self._largest.total
+        self._places_of_blocks = dict(zip((p.name for p in self._matrices), self._blocks(self._largest), strict=True))
         self._sides = {
             parameter.name: tuple(
                 torch.randn(min(count, side), side, generator=generator).to(device)
@@ -71,23 +71,25 @@ class KroneckerSketch(FactoredSketch):
         numbers = [i for i, p in enumerate(self.parameters, start=1) if p.is_matrix]
         return zip(numbers, self._matrices, self._largest.sides, strict=True)
 
-    def rows(self, shares: Iterable[ParameterFactors], scales: Tensor) -> Tensor:
-        """Return the (B, width) float32 unscaled sketch of B gradients, each times its scale."""
-        count, device = len(scales), scales.device
-        total = torch.zeros(count, self.width, device=device)
-        blocks = dict(zip((p.name for p in self._matrices), self._blocks(self._largest), strict=True))
+    def begin(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the (B, width) numbers of all blocks."""
+        return (torch.zeros(count, self.width, device=device),)
+
+    def add(self, sums: tuple[Tensor, ...], share: ParameterFactors) -> None:
+        """Fill the block of a matrix parameter, or add one of the vectors to theirs."""
+        (total,), parameter = sums, share.parameter
+        if parameter.is_matrix:
+            place, counts = self._places_of_blocks[parameter.name]
+            total[:, place] = self._products(share, counts).flatten(1)
+            return
+        place = self._places[parameter.name]
+        signed = share.dense().flatten(1) * self._signs[place]
         vectors = total[:, self.width - self._largest.vectors :]
-        for share in shares:
-            share = scaled(share, scales)
-            parameter = share.parameter
-            if parameter.is_matrix:
-                place, counts = blocks[parameter.name]
-                total[:, place] = self._products(share, counts).flatten(1)
-            else:
-                place = self._places[parameter.name]
-                signed = share.dense().flatten(1) * self._signs[place]
-                vectors.index_add_(1, self._vector_buckets(self._largest.vectors)[place], signed)
-        return total
+        vectors.index_add_(1, self._vector_buckets(self._largest.vectors)[place], signed)
+
+    def finish(self, sums: tuple[Tensor, ...]) -> Tensor:
+        """Return the (B, width) float32 unscaled numbers."""
+        return sums[0]
 
     def _products(self, share: ParameterFactors, counts: tuple[int, int]) -> Tensor:
         """Return the (B, b, a) sums of (P_E e_t)(P_A x_t)ᵀ over the positions and the factor pairs of a parameter."""

@@ -50,9 +50,13 @@ class Projector(ABC):
     def scale(self, m: int) -> float:
         """Return what the unscaled entries of a sketch of size m are divided by."""
 
-    @abstractmethod
     def project(self, gradients: Columns, max_m: int, trial: int) -> Tensor:
         """Return the unscaled (max_m, N) float32 sketch of the rows scaled to unit length."""
+        return self.project_all(gradients, max_m, [trial])[0]
+
+    @abstractmethod
+    def project_all(self, gradients: Columns, max_m: int, trials: Sequence[int]) -> list[Tensor]:
+        """Return what `project` does for every trial, from one pass over the gradients."""
 
     @abstractmethod
     def reduce(self, projected: Tensor, m: int) -> Tensor:
@@ -83,14 +87,14 @@ class DenseProjector(Projector):
     def scale(self, m):
         return m**0.5
 
-    def project(self, gradients, max_m, trial):
-        matrix = self.matrix(max_m, trial)
-        projected = None
-        for tile, block in _tiles(gradients.unit_blocks(), matrix.tile_width):
-            entries = matrix.tile(tile, block.device)
-            if projected is None:
-                projected = torch.zeros(max_m, len(block), device=block.device)
-            projected.addmm_(entries[:, : block.shape[1]], block.T)
+    def project_all(self, gradients, max_m, trials):
+        matrices = [self.matrix(max_m, trial) for trial in trials]
+        projected: list[Tensor] = []
+        for tile, block in _tiles(gradients.unit_blocks(), matrices[0].tile_width):
+            if not projected:
+                projected = [torch.zeros(max_m, len(block), device=block.device) for _ in trials]
+            for matrix, own in zip(matrices, projected, strict=True):
+                own.addmm_(matrix.tile(tile, block.device)[:, : block.shape[1]], block.T)
         return projected
 
     def reduce(self, projected, m):
@@ -122,14 +126,15 @@ class SjltProjector(Projector):
     def scale(self, m):
         return self.sparsity**0.5
 
-    def project(self, gradients, max_m, trial):
-        rows, signs = self.matrix(max_m, trial).columns(gradients.num_columns)
-        projected = None
+    def project_all(self, gradients, max_m, trials):
+        entries = [self.matrix(max_m, trial).columns(gradients.num_columns) for trial in trials]
+        projected: list[Tensor] = []
         for start, block in gradients.unit_blocks():
-            if projected is None:
-                projected = torch.zeros(max_m, len(block), device=block.device)
+            if not projected:
+                projected = [torch.zeros(max_m, len(block), device=block.device) for _ in trials]
             columns = slice(start, start + block.shape[1])
-            self._accumulate(projected, block, rows[columns].to(block.device), signs[columns].to(block.device))
+            for (rows, signs), own in zip(entries, projected, strict=True):
+                self._accumulate(own, block, rows[columns].to(block.device), signs[columns].to(block.device))
         return projected
 
     def _accumulate(self, projected: Tensor, block: Tensor, rows: Tensor, signs: Tensor) -> None:

@@ -7,7 +7,7 @@ and errors of layers, every other one to the d-dimensional gradients. All end in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from common.gradients.kept_rows import Gradients
 from common.gradients.layer_factors import ParameterFactors
 from common.gradients.lengths import inverse_lengths
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
-from common.sketches.factored import FactoredSketch
+from common.sketches.factored import FactoredSketch, rows_of_all
 from common.sketches.geometry import Geometry
 from common.sketches.influence import NEGLIGIBLE, SketchedProblem, problem_from_gram, problem_from_projection
 from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.projectors import Projector
 
+PROJECTED_BYTES = 2**30
+"""What the projections of several trials may take together."""
 LENGTH_TOLERANCE = 1e-3
 """Relative difference of lengths by factors from those by gradients; rounding makes 1e-6."""
 
@@ -62,7 +64,7 @@ class SomeRows:
 
 @dataclass(frozen=True)
 class ExplicitSketcher:
-    """Sketches of the d-dimensional gradients, one pass over them a trial."""
+    """Sketches of the d-dimensional gradients: one pass over them serves as many trials as fit into 1 GiB."""
 
     gradients: Gradients
     """Training rows first."""
@@ -76,11 +78,20 @@ class ExplicitSketcher:
     """Largest m of the run, whether or not a call asks for it: P depends on it."""
     smallest_ridge: float = 0.0
     """Smallest λ that problems will be solved with: gradients that weigh nothing against it are left out."""
+    num_trials: int = 1
+    """Trials of the run, counted from 0."""
+    ahead: dict[int, Tensor] = field(default_factory=dict)
+    """Trial -> projections that an earlier pass has left, until they are asked for."""
 
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
         """Yield (m, problem) of one trial for every m of `ms`."""
         rows, num_train = self._rows_that_matter()
-        projected = self.projector.project(SomeRows(self.gradients, rows), self.max_m, trial)
+        if trial not in self.ahead:
+            trials = _trials_of_a_pass(trial, self.num_trials, 4 * self.max_m * len(rows))
+            found = self.projector.project_all(SomeRows(self.gradients, rows), self.max_m, trials)
+            self.ahead.update(zip(trials, found, strict=True))
+            del found
+        projected = self.ahead.pop(trial)
         # divided by n, whatever is left out
         norms = self.gradients.norms[rows] * (num_train / self.num_train) ** 0.5
         known = norms, num_train, self.vectors.index_select(1, rows)
@@ -115,7 +126,7 @@ class ExplicitSketcher:
 
 @dataclass(frozen=True)
 class FactoredSketcher:
-    """Sketches of gradients that come as factors, one pass of the model over the samples a trial."""
+    """Sketches of gradients that come as factors: one pass of the model serves as many trials as fit into 1 GiB."""
 
     batches: Callable[[], Iterable[tuple[slice, Iterable[ParameterFactors]]]]
     """Starts a pass: (rows, factors) over all samples, training samples first."""
@@ -127,23 +138,41 @@ class FactoredSketcher:
     """n."""
     vectors: Tensor
     """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
+    num_trials: int = 1
+    """Trials of the run, counted from 0."""
+    ahead: dict[int, tuple[FactoredSketch, Tensor]] = field(default_factory=dict)
+    """Trial -> its sketch and the rows that an earlier pass has left, until they are asked for."""
 
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
         """Yield (m, problem) of one trial for every m of `ms`."""
-        sketch = self.make_sketch(trial)
-        scales = inverse_lengths(self.norms)
-        projected = torch.zeros(len(scales), sketch.width, device=scales.device)
-        for rows, shares in self.batches():
-            squares: list[Tensor] = []
-            projected[rows] = sketch.rows(shares if rows.start else _measured(shares, squares), scales[rows])
-            if squares:
-                _require_lengths(torch.stack(squares).sum(0).sqrt(), self.norms[rows])
+        if trial not in self.ahead:
+            self._project(trial)
+        sketch, projected = self.ahead.pop(trial)
         for m in ms:
             yield m, problem_from_projection(sketch.reduce(projected, m).T, self.norms, self.num_train, self.vectors)
+
+    def _project(self, first: int) -> None:
+        scales, sketch = inverse_lengths(self.norms), self.make_sketch(first)
+        trials = _trials_of_a_pass(first, self.num_trials, 4 * sketch.width * len(scales))
+        sketches = [sketch, *(self.make_sketch(trial) for trial in trials[1:])]
+        projected = [torch.zeros(len(scales), sketch.width, device=scales.device) for _ in trials]
+        for rows, shares in self.batches():
+            squares: list[Tensor] = []
+            found = rows_of_all(sketches, shares if rows.start else _measured(shares, squares), scales[rows])
+            for all_rows, own in zip(projected, found, strict=True):
+                all_rows[rows] = own
+            if squares:
+                _require_lengths(torch.stack(squares).sum(0).sqrt(), self.norms[rows])
+        self.ahead.update(zip(trials, zip(sketches, projected, strict=True), strict=True))
 
 
 Sketcher = CoordinateSketcher | ExplicitSketcher | FactoredSketcher | MomentSketcher
 """Whatever yields the problems of a trial."""
+
+
+def _trials_of_a_pass(first: int, num_trials: int, trial_bytes: int) -> range:
+    """Return the trials from `first` on whose projections fit into memory together, one at least."""
+    return range(first, max(first + 1, min(num_trials, first + PROJECTED_BYTES // trial_bytes)))
 
 
 def _measured(shares: Iterable[ParameterFactors], squares: list[Tensor]) -> Iterator[ParameterFactors]:

@@ -6,7 +6,6 @@ independent. Balanced ones, and a second hashing, take away what makes its noise
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,6 @@ from common.sketches.factored import (
     balanced_buckets,
     power_of_two_above,
     random_signs,
-    scaled,
     vector_places,
 )
 
@@ -107,31 +105,34 @@ class TensorSketch(FactoredSketch):
         self._vectors = _random_hash(count, self.length, generator).to(device)
         self._last = _random_hash(self.length, max_m, generator).to(device)
 
-    def rows(self, shares: Iterable[ParameterFactors], scales: Tensor) -> Tensor:
-        """Return the (B, max_m) float32 sketch of B gradients, each times its scale."""
-        count, device = len(scales), scales.device
+    def begin(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Return (B, L) bucket sums and the (B, L/2 + 1) spectrum of more of them."""
         total = torch.zeros(count, self.length, device=device)
-        spectrum = torch.zeros(count, self.length // 2 + 1, device=device, dtype=torch.complex64)
-        for share in shares:
-            share = scaled(share, scales)
-            parameter = share.parameter
-            if not parameter.is_matrix:
-                place = self._places[parameter.name]
-                signed = share.dense().flatten(1) * self._vectors.signs[place]
-                total.index_add_(1, self._vectors.buckets[place], signed)
-                continue
-            sides = self._sides[parameter.name]
-            if share.rest is not None:
-                self._add_products(total, share.rest, *sides)
-            for pair in share.factors:
-                if not isinstance(pair, Linear):
-                    self._add_lookups(total, pair.inputs, pair.errors, *sides)
-                elif self._product_is_cheaper(pair, parameter):
-                    self._add_small_products(total, pair, *sides)
-                else:
-                    self._add_transforms(spectrum, pair, *sides)
-        total += torch.fft.irfft(spectrum, n=self.length)
-        return self._last.spread(total, self.max_m)
+        return total, torch.zeros(count, self.length // 2 + 1, device=device, dtype=torch.complex64)
+
+    def add(self, sums: tuple[Tensor, ...], share: ParameterFactors) -> None:
+        """Add one parameter: factors of many positions to the spectrum, all else to the bucket sums."""
+        (total, spectrum), parameter = sums, share.parameter
+        if not parameter.is_matrix:
+            place = self._places[parameter.name]
+            signed = share.dense().flatten(1) * self._vectors.signs[place]
+            total.index_add_(1, self._vectors.buckets[place], signed)
+            return
+        sides = self._sides[parameter.name]
+        if share.rest is not None:
+            self._add_products(total, share.rest, *sides)
+        for pair in share.factors:
+            if not isinstance(pair, Linear):
+                self._add_lookups(total, pair.inputs, pair.errors, *sides)
+            elif self._product_is_cheaper(pair, parameter):
+                self._add_small_products(total, pair, *sides)
+            else:
+                self._add_transforms(spectrum, pair, *sides)
+
+    def finish(self, sums: tuple[Tensor, ...]) -> Tensor:
+        """Return the (B, max_m) float32 sketch, after one inverse transform a sample."""
+        total, spectrum = sums
+        return self._last.spread(total + torch.fft.irfft(spectrum, n=self.length), self.max_m)
 
     def reduce(self, rows: Tensor, m: int) -> Tensor:
         """Return the (B, m) sketch of size m: bucket sums modulo m."""

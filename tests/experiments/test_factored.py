@@ -9,6 +9,7 @@ from common.experiments.factored import factored_sketcher, stable_rank
 from common.experiments.options import SketchOptions
 from common.foundations.errors import UserError
 from common.gradients.planning import compute_gradients, plan_gradients
+from common.sketches import sketchers
 from common.sketches.basis import build_basis
 from common.sketches.geometry import ScoredVectors
 from tests import reference
@@ -41,6 +42,31 @@ def test_scores_are_those_of_the_dense_formula_with_the_same_matrix(planned, kin
             expected = reference.sketched_influence(matrix, train, unit[[0, 3]], unit[[0, 3]], 1e-2)
             found = problem.whitened(1e-2)
             torch.testing.assert_close(found @ found.T, expected, rtol=1e-3, atol=1e-4 * expected.max().item())
+
+
+@pytest.mark.parametrize(("room_for", "passes"), [(9, 1), (2, 2), (0, 3)])
+@pytest.mark.parametrize("kind", ["tensorsketch", "kronecker"])
+def test_one_pass_serves_as_many_trials_as_there_is_room_for_and_changes_no_bit(
+    planned, monkeypatch, kind, room_for, passes
+):
+    plan, geometry, train = planned
+    weights, started = geometry.scored.weights(geometry.norms), []
+
+    def make(num_trials):
+        return factored_sketcher(SketchOptions(kind, False, 1, num_trials, 5), plan, geometry, weights, 32)
+
+    alone, together = make(1), make(3)
+    width = together.make_sketch(0).width
+    monkeypatch.setattr(sketchers, "PROJECTED_BYTES", room_for * 4 * width * len(train))
+    together = dataclasses.replace(together, batches=lambda: started.append(1) or alone.batches())
+    for trial in range(3):
+        for (m, found), (_, expected) in zip(
+            together.problems(trial, [8, 32]), alone.problems(trial, [8, 32]), strict=True
+        ):
+            assert torch.equal(found.fisher, expected.fisher), m
+            assert torch.equal(found.vectors, expected.vectors), m
+    assert len(started) == passes
+    assert not together.ahead
 
 
 def test_a_model_without_positions_has_gradients_of_rank_one(planned):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from common.sketches import matrices
+from common.sketches import matrices, sketchers
 from common.sketches.influence import sketched_self_influence
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
@@ -59,10 +59,10 @@ def test_every_size_of_one_trial_equals_the_dense_formula_with_its_own_matrix(ki
 def test_a_size_has_the_same_numbers_whichever_others_are_asked_for(kind, sparsity):
     _, gradients, geometry = make_problem_data()
     weights = geometry.scored.weights(geometry.norms)
-    sketchers = [ExplicitSketcher(gradients, make_projector(kind, 5, sparsity), N_TRAIN, weights, max_m=32)]
+    either = [ExplicitSketcher(gradients, make_projector(kind, 5, sparsity), N_TRAIN, weights, max_m=32)]
     if kind == "normal":
-        sketchers.append(CoordinateSketcher(geometry, 1e-6, seed=5))
-    for sketcher in sketchers:
+        either.append(CoordinateSketcher(geometry, 1e-6, seed=5))
+    for sketcher in either:
         together = dict(sketcher.problems(1, [4, 8, 32]))
         ((m, alone),) = sketcher.problems(1, [8])
         assert m == 8
@@ -127,3 +127,35 @@ def test_gradients_that_weigh_nothing_against_the_smallest_ridge_are_not_project
     for (m, whole), (_, few) in zip(*(sketcher.problems(0, [4, 16, 64, 128]) for sketcher in both), strict=True):
         expected, found = (sketched_self_influence(problem, 1e-4) for problem in (whole, few))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, msg=f"m = {m}")
+
+
+@pytest.mark.parametrize(("room_for", "passes"), [(9, 1), (2, 3), (0, 5)])
+@pytest.mark.parametrize(("kind", "sparsity"), KINDS_AND_SPARSITY)
+def test_one_pass_serves_as_many_trials_as_there_is_room_for_and_changes_no_bit(
+    monkeypatch, kind, sparsity, room_for, passes
+):
+    _, gradients, geometry = make_problem_data()
+    weights, projector = geometry.scored.weights(geometry.norms), make_projector(kind, 5, sparsity)
+    alone = ExplicitSketcher(gradients, projector, N_TRAIN, weights, max_m=32)
+    monkeypatch.setattr(sketchers, "PROJECTED_BYTES", room_for * 4 * 32 * len(gradients.norms))
+    counted = CountedPasses(gradients)
+    together = ExplicitSketcher(counted, projector, N_TRAIN, weights, max_m=32, num_trials=5)
+    for trial in range(5):
+        pairs = zip(together.problems(trial, [8, 32]), alone.problems(trial, [8, 32]), strict=True)
+        for (m, found), (_, expected) in pairs:
+            assert torch.equal(found.fisher, expected.fisher), m
+            assert torch.equal(found.vectors, expected.vectors), m
+    assert counted.passes == passes
+    assert not together.ahead
+
+
+class CountedPasses(DenseGradients):
+    """The same gradients, with the number of passes over them."""
+
+    def __init__(self, gradients):
+        self.__dict__.update(gradients.__dict__)
+        self.passes = 0
+
+    def unit_blocks(self):
+        self.passes += 1
+        return super().unit_blocks()
