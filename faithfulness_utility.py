@@ -61,7 +61,7 @@ def experiment(options: FaithfulnessOptions, run: Run) -> None:
     run.write_table("predicted.csv", predicted)
 
     # with sketches: the grid, and the best λ of every m
-    table, trials, joint, path = None, None, None, ridge_path.predicted_paths(predicted_path)
+    table, trials, joint, path = None, None, None, ridge_path.predicted_paths(predicted_path, prepared.ms)
     summary = predicted[predicted["m"].isin(prepared.ms)]
     if not shared.predict_only:
         units = faithfulness_steps.measure(shared, run, prepared, tasks)
@@ -73,7 +73,7 @@ def experiment(options: FaithfulnessOptions, run: Run) -> None:
         path, joint = ridge_path.paths(grid, lds_sweep.resampled_grid(units, tasks.lds), predicted_path, table)
 
     by_m = verdicts.along_the_path(path, table, tasks.pairs, zero_errors(tasks.exact), threshold)
-    verdict = verdicts.judge(by_m, joint, predicted_path, table, trials, threshold)
+    verdict = verdicts.judge(by_m, joint, predicted_path, table, trials, threshold, shared.sketches.has_law)
     run.write_table("summary.csv", lds_sweep.join(summary, exact))
     run.write_table("by_m.csv", verdicts.by_m_table(by_m))
     run.write_json("verdict.json", verdicts.verdict_record(verdict))

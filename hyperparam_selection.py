@@ -64,7 +64,7 @@ def experiment(options: SelectionOptions, run: Run) -> None:
     predicted_path = ridge_path.predicted_path(closer, prepared.ms)
 
     # with sketches: the grid, the predicted best λ of every m, and the recommended point
-    selection, joint, path = None, None, ridge_path.predicted_paths(predicted_path)
+    selection, joint, path = None, None, ridge_path.predicted_paths(predicted_path, prepared.ms)
     table = predicted[predicted["m"].isin(prepared.ms)]
     if not shared.predict_only:
         ms = sorted({*prepared.ms, *([advice["m"]] if advice else [])})

@@ -95,6 +95,15 @@ def test_a_projection_without_a_closed_form_is_measured_and_nothing_is_predicted
     assert "no closed form of this projection is known" in json.loads((results / "verdict.json").read_text())["words"]
 
 
+def test_predictions_alone_of_a_projection_without_a_closed_form_have_every_m_and_no_number(run):
+    status, out, err, results = run("--proj_type", "kronecker", "--predict_only")
+    assert (status, err) == (0, "")
+    by_m = pd.read_csv(results / "by_m.csv")
+    assert by_m["m"].tolist() == [4, 8, 16, 32]
+    assert by_m.drop(columns="m").isna().all(axis=None)
+    assert "No prediction: no closed form of this projection is known." in out
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_goes_on_to_the_same_numbers(run):
     _, _, _, results = run()

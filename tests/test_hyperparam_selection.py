@@ -141,6 +141,15 @@ def test_corrected_scores_have_columns_of_their_own(run):
     assert sketched.loc[~undefined, ["corrected_test_lds", "predicted_corrected_test_lds"]].notna().all(axis=None)
 
 
+def test_predictions_alone_of_a_projection_without_a_closed_form_have_every_m_and_no_number(run):
+    status, out, _, folder = run(*TOY, "--predict_only", "--proj_type", "kronecker")
+    assert status == 0
+    by_m = pd.DataFrame(json.loads((folder / "selection.json").read_text())["by_m"])
+    assert by_m["m"].tolist() == json.loads((folder / "config.json").read_text())["ms"]
+    assert by_m.drop(columns="m").isna().all(axis=None)
+    assert "No recommendation: no closed form of this projection is known." in out
+
+
 def test_predict_only_draws_no_sketch_and_still_recommends(run):
     status, out, _, folder = run(*TOY, "--predict_only")
     assert status == 0

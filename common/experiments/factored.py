@@ -47,7 +47,7 @@ def factored_sketcher(
     )
 
 
-def stable_rank(plan: GradientPlan) -> float:
+def stable_rank(plan: GradientPlan) -> float | None:
     """Return the mean stable rank of the gradients of up to 16 training samples, see `mean_stable_rank`."""
     samples = plan.parts[0][1]
     chosen = samples.subset(slice(0, None, max(1, len(samples) // NUM_RANKED)))

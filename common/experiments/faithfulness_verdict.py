@@ -144,8 +144,12 @@ def judge(
     summary: pd.DataFrame | None,
     trials: pd.DataFrame | None,
     threshold: float,
+    has_law: bool,
 ) -> Verdict:
-    """Return the verdict; `joint`, `summary` and `trials` are None where nothing was measured."""
+    """Return the verdict; `joint`, `summary` and `trials` are None where nothing was measured.
+
+    `has_law` says whether a closed form of the projection is known.
+    """
     best = joint.best if joint is not None else None
     best_eps = best_zero = useful_eps = None
     if summary is not None and best is not None:
@@ -178,7 +182,7 @@ def judge(
         predicted_growth=_rank_correlation([one.m for one in by_m], [one.predicted_test_lds for one in by_m]),
         words="",
     )
-    return replace(verdict, words=_words(verdict, by_m[-1].m if by_m else 0, not predicted_path.empty))
+    return replace(verdict, words=_words(verdict, by_m[-1].m, predicted_path, has_law, joint is not None))
 
 
 def verdict_record(verdict: Verdict) -> dict:
@@ -229,20 +233,24 @@ def _faithful_from(cells: list[tuple[int, bool | None]]) -> int | None:
     return smallest
 
 
-def _words(verdict: Verdict, largest_m: int, predicted: bool) -> str:
+def _words(verdict: Verdict, largest_m: int, predicted_path: pd.DataFrame, has_law: bool, measured: bool) -> str:
     """Return the verdict in sentences."""
 
     def from_on(m: int | None) -> str:
         return f"at no m up to {largest_m}" if m is None else f"from m = {m} on"
 
-    by_theory = "No prediction: no closed form of this projection is known."
-    if predicted:
+    if not has_law:
+        by_theory = "No prediction: no closed form of this projection is known."
+    elif predicted_path.empty:
+        by_theory = "No prediction: the closed form has no finite validation LDS at any (m, λ)."
+    else:
         by_theory = (
             f"The closed form, without a sketch: useful {from_on(verdict.predicted_useful_m)}, faithful at the best λ "
             f"{from_on(verdict.predicted_faithful_m)}."
         )
     if verdict.best_m is None:
-        return by_theory
+        nothing = "No verdict: no (m, λ) has a finite validation LDS. " if measured else ""
+        return nothing + by_theory
     answer = "unknown" if verdict.best_is_faithful is None else ("no", "yes")[verdict.best_is_faithful]
     sentences = [
         f"The best validation LDS is at m = {verdict.best_m}, λ = {verdict.best_lambda:g}, where ε_95 of cross scores "

@@ -124,5 +124,5 @@ def _path_table(path: list[RidgeOfDimension]) -> str:
         "predicted_lambda_star": "predicted λ*(m)",
         "measured_test_lds_at_predicted": "test LDS there",
     }
-    shown = table[list(names)].rename(columns=names)
+    shown = table[list(names)].dropna(axis=1, how="all").rename(columns=names)
     return shown.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-")

@@ -134,9 +134,9 @@ def paths(
     return records, _joint(grid, best, val, test, bootstrap, predicted)
 
 
-def predicted_paths(predicted: pd.DataFrame) -> list[RidgeOfDimension]:
-    """Return the predicted path alone, where nothing was measured; `predicted` as in `paths`."""
-    rows = ((int(m), predicted[predicted["m"] == m]) for m in predicted["m"])
+def predicted_paths(predicted: pd.DataFrame, ms: list[int]) -> list[RidgeOfDimension]:
+    """Return the predicted path alone, where nothing was measured, at every m; `predicted` as in `paths`."""
+    rows = ((m, predicted[predicted["m"] == m]) for m in ms)
     return [RidgeOfDimension(m, **dict.fromkeys(MEASURED_CHOICE), **_predicted_choice(row, None)) for m, row in rows]
 
 

@@ -9,10 +9,10 @@ from common.gradients.layer_factors import LayerFactors
 from common.workloads.records import Examples
 
 
-def mean_stable_rank(factors: LayerFactors, examples: Examples) -> float:
+def mean_stable_rank(factors: LayerFactors, examples: Examples) -> float | None:
     """Return the mean over samples of ‖G‖²_F / ‖G‖²_2, over the matrices G of a gradient weighted by their energy.
 
-    It is 1 for a sum with one position, e xᵀ, and at most the number of positions. NaN for no matrix or no energy.
+    It is 1 for a sum with one position, e xᵀ, and at most the number of positions. None for no matrix or no energy.
 
     Args:
         factors: gradients of the model.
@@ -26,10 +26,11 @@ def mean_stable_rank(factors: LayerFactors, examples: Examples) -> float:
             energies.append(energy)
             ranks.append(_stable_ranks(gradients, energy))
     if not energies:
-        return float("nan")
+        return None
     weights, values = torch.stack(energies), torch.stack(ranks)
-    by_sample = (weights * values).sum(0) / weights.sum(0)
-    return by_sample[weights.sum(0) > 0].mean().item()
+    total = weights.sum(0)
+    by_sample = ((weights * values).sum(0) / total)[total > 0]
+    return by_sample.mean().item() if len(by_sample) else None
 
 
 def _stable_ranks(gradients: Tensor, energy: Tensor) -> Tensor:

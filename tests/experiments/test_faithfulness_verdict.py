@@ -48,6 +48,7 @@ def trials(*last_lds):
 
 def judge(records=None, **changes):
     given = dict(joint=JOINT, predicted_path=PATH, summary=SUMMARY, trials=trials(0.31, 0.31, 0.05), threshold=0.01)
+    given["has_law"] = True
     return verdicts.judge(by_m() if records is None else records, **given | changes)
 
 
@@ -101,3 +102,17 @@ def test_the_words_answer_the_question():
     )
     useless = judge(joint=dataclasses.replace(JOINT, m_95=None)).words
     assert "LDS is not positive at the largest m, 256: no m is useful." in useless
+
+
+@pytest.mark.parametrize(
+    ("has_law", "says"),
+    [
+        (True, "the closed form has no finite validation LDS at any (m, λ)."),
+        (False, "no closed form of this projection is known."),
+    ],
+)
+def test_without_a_prediction_or_a_verdict_the_words_say_why(has_law, says):
+    nothing = dataclasses.replace(JOINT, m_95=None, best=None, num_cells=0, predicted_m_95=None)
+    unknown = dict(joint=nothing, predicted_path=PATH[:0], trials=trials(math.nan), has_law=has_law)
+    assert judge(**unknown).words == f"No verdict: no (m, λ) has a finite validation LDS. No prediction: {says}"
+    assert judge(**unknown | {"joint": None, "summary": None, "trials": None}).words == f"No prediction: {says}"

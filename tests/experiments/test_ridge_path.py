@@ -108,9 +108,10 @@ def test_the_sentence_says_how_sure_the_choice_is():
 
 
 def test_predicted_paths_alone_have_no_measured_number():
-    (first, *_) = ridge_path.predicted_paths(path_of())
+    first, *_, last = ridge_path.predicted_paths(path_of()[:2], MS)
     assert (first.m, first.lambda_star, first.measured_val_lds_at_predicted) == (32, None, None)
     assert first.predicted_lambda_star == pytest.approx(1.2)
+    assert (last.m, last.predicted_lambda_star) == (128, None)
 
 
 def test_the_finer_grid_has_nine_more_between_neighbours():

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -40,4 +38,10 @@ def test_a_model_of_vectors_alone_has_none():
             return x * self.scale
 
     examples = Examples(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
-    assert math.isnan(mean_stable_rank(LayerFactors(Scale().eval(), cross_entropy, Routes()), examples))
+    assert mean_stable_rank(LayerFactors(Scale().eval(), cross_entropy, Routes()), examples) is None
+
+
+def test_gradients_that_are_all_zero_have_none():
+    model = nn.Linear(3, 2, bias=False).eval()
+    factors = LayerFactors(model, cross_entropy, Routes())
+    assert mean_stable_rank(factors, Examples(torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]))) is None
