@@ -56,7 +56,7 @@ def sample_sides(
     count = len(chosen)
     left = torch.arange(NUM_RIDGES * (count + 2)).view(NUM_RIDGES, -1)
     right = torch.cat([left[:, :count], left[:, count:].flip(1)], dim=1)
-    sums = _Marginals(parameters, left.flatten(), right.flatten(), weights.device)
+    sums = _Marginals(parameters, length, left.flatten(), right.flatten(), weights.device)
     for start, block in gradients.unit_blocks():
         squares = (weights @ block.double()).square().view(NUM_RIDGES, -1, block.shape[1])
         halves = squares[:, count:].unflatten(1, (2, -1)).mean(2)
@@ -65,17 +65,30 @@ def sample_sides(
     return SharedSides(length, ridges.cpu(), shares[:, count], shares[:, :count].nanmean(1))
 
 
+def kept_apart(size: int, length: int) -> float:
+    """Return the share of pairs of `size` entries with balanced buckets that meet less often than in 1/L of cases.
+
+    1 where every entry has a bucket of its own; else two share one with probability (size/L − 1)/(size − 1), and what
+    that lacks to 1/L is (L − 1)/(size − 1) of 1/L.
+    """
+    return 1.0 if size <= length else (length - 1) / (size - 1)
+
+
 class _Marginals:
     """Sums of (v, d) squared entries over rows and over columns of every parameter; vectors come in pairs."""
 
-    def __init__(self, parameters: Sequence[FlatParameter], left: Tensor, right: Tensor, device: torch.device):
+    def __init__(
+        self, parameters: Sequence[FlatParameter], length: int, left: Tensor, right: Tensor, device: torch.device
+    ):
         self._parameters, self._left, self._right = parameters, left.to(device), right.to(device)
+        self._length = length
 
         def zeros(size: int) -> Tensor:
             return torch.zeros(len(left), size, dtype=torch.float64, device=device)
 
         self._sides = {p.name: (zeros(p.rows), zeros(p.cols)) for p in parameters if p.is_matrix}
-        self._vectors, self._total, self._same = zeros(1), zeros(1), zeros(1)
+        self._vectors, self._total = zeros(1), zeros(1)
+        self._same = {p.name: zeros(1) for p in parameters}
 
     def add(self, start: int, squares: Tensor) -> None:
         """Add (v, b) columns from `start` on."""
@@ -85,6 +98,7 @@ class _Marginals:
             if here is None:
                 continue
             part = squares[:, here]
+            self._same[p.name] += (part[self._left] * part[self._right]).sum(1, keepdim=True)
             if not p.is_matrix:
                 self._vectors += part.sum(1, keepdim=True)
                 continue
@@ -92,14 +106,26 @@ class _Marginals:
             by_rows, by_cols = self._sides[p.name]
             by_rows.index_add_(1, places // p.cols, part)
             by_cols.index_add_(1, places % p.cols, part)
-            self._same += (part[self._left] * part[self._right]).sum(1, keepdim=True)
 
     def shares(self) -> Tensor:
         """Return Σ x_c x'_c' over entries that share a side, over Σ x_c Σ x'_c', for the pairs of vectors x, x'.
 
-        An entry paired with itself stands in its row and in its column, and counts once.
+        Different entries count by how far their buckets keep them apart, an entry paired with itself once.
         """
-        sides = [side for pair in self._sides.values() for side in pair]
-        left, right = self._left, self._right
-        shared = torch.stack([(side[left] * side[right]).sum(1) for side in (*sides, self._vectors)]).sum(0)
-        return (shared - self._same.squeeze(1)) / (self._total[left] * self._total[right]).squeeze(1)
+        same = sum(self._same.values(), start=torch.zeros_like(self._total[self._left])).squeeze(1)
+        shared, in_vectors = same.clone(), torch.zeros_like(same)
+        num_vectors = 0
+        for p in self._parameters:
+            own = self._same[p.name].squeeze(1)
+            if not p.is_matrix:
+                num_vectors, in_vectors = num_vectors + p.rows * p.cols, in_vectors + own
+                continue
+            by_rows, by_cols = self._sides[p.name]
+            # entries of one row differ in the column
+            shared += kept_apart(p.cols, self._length) * (self._paired(by_rows) - own)
+            shared += kept_apart(p.rows, self._length) * (self._paired(by_cols) - own)
+        shared += kept_apart(num_vectors, self._length) * (self._paired(self._vectors) - in_vectors)
+        return shared / self._paired(self._total)
+
+    def _paired(self, sums: Tensor) -> Tensor:
+        return (sums[self._left] * sums[self._right]).sum(1)

@@ -14,7 +14,8 @@ class SharedSides:
     """Shares of pairs of entries that stand in one row or one column of a parameter, or are both of a vector.
 
     TensorSketch of length L never adds such two up, before its L numbers are hashed to m. A pair of others meets with
-    probability 1/m, such a pair with 1/m − 1/L.
+    probability 1/m, such a pair with 1/m − 1/L. Of a side, or of vectors, with more than L entries a pair counts as the
+    share of 1/L by which it meets less often.
     """
 
     length: int

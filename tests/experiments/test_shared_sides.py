@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from common.experiments.column_sample import sample_columns
-from common.experiments.shared_sides import sample_sides
+from common.experiments.shared_sides import kept_apart, sample_sides
 from common.sketches.basis import build_basis
+from common.sketches.factored import balanced_buckets
 from common.sketches.geometry import ScoredVectors
 from common.sketches.tensorsketch import TensorSketch
 from common.theory.self_influence import predict_self_influence
@@ -40,28 +41,58 @@ def known():
     return train, gradients, basis, basis.geometry(ScoredVectors(QUERIES), lambda: gradients)
 
 
-def dense_share(left, right):
-    """Return the share of Σ x_c x'_c' over pairs of entries in one row or column, or both of vectors, pair by pair."""
+def dense_share(left, right, length=64):
+    """Return the share of Σ x_c x'_c' over pairs of entries in one row or column, or both of vectors, pair by pair.
+
+    Different ones count by how much less often than in 1/L of cases balanced buckets of their indices are the same.
+    """
+
+    def weight(size):
+        return 1 - length * max(0, size / length - 1) / (size - 1)
+
+    sides = {p.name: (p.rows, p.cols) for p in PARAMETERS}
+    num_vectors = sum(p.rows for p in PARAMETERS if not p.is_matrix)
+
+    def pair(one, other):
+        (a, i, j), (b, k, n) = one, other
+        if a != b or (i != k and j != n and a != "vectors"):
+            return 0.0
+        if (i, j) == (k, n):
+            return 1.0
+        return weight(num_vectors) if a == "vectors" else weight(sides[a][1] if i == k else sides[a][0])
+
     labels = [
-        (p.name if p.is_matrix else "vectors", i, j) for p in PARAMETERS for i in range(p.rows) for j in range(p.cols)
+        (p.name, i, j) if p.is_matrix else ("vectors", p.start + i, j)
+        for p in PARAMETERS
+        for i in range(p.rows)
+        for j in range(p.cols)
     ]
-    allowed = torch.tensor(
-        [[a == b and (a == "vectors" or i == k or j == n) for b, k, n in labels] for a, i, j in labels]
-    ).double()
+    allowed = torch.tensor([[pair(one, other) for other in labels] for one in labels]).double()
     return (left @ allowed @ right / (left.sum() * right.sum())).item()
 
 
-def test_shares_of_residuals_and_leverages_are_those_of_all_pairs(known):
+@pytest.mark.parametrize("length", [64, 16, 8])
+def test_shares_of_residuals_and_leverages_are_those_of_all_pairs(known, length):
+    """Columns of the first matrix outnumber the shorter lengths, and the vectors the shortest."""
     train, gradients, basis, geometry = known
-    sides = sample_sides(gradients, basis, QUERIES, geometry.queries, PARAMETERS, 64, 3)
+    sides = sample_sides(gradients, basis, QUERIES, geometry.queries, PARAMETERS, length, 3)
     fisher = train.T @ train / N
     for k, ridge in enumerate(sides.ridges):
         inverse = torch.linalg.inv(fisher + ridge * torch.eye(D, dtype=torch.float64))
         residuals = (ridge * gradients.unit[QUERIES] @ inverse).square()
-        exact = sum(dense_share(r, r) for r in residuals) / len(residuals)
+        exact = sum(dense_share(r, r, length) for r in residuals) / len(residuals)
         assert sides.of_residuals[k].item() == pytest.approx(exact, rel=1e-4)
         leverage = (fisher @ inverse).diagonal()
-        assert sides.of_leverage[k].item() == pytest.approx(dense_share(leverage, leverage), rel=0.15)
+        assert sides.of_leverage[k].item() == pytest.approx(dense_share(leverage, leverage, length), rel=0.15)
+
+
+@pytest.mark.parametrize(("size", "length"), [(12, 16), (16, 16), (40, 16), (64, 16)])
+def test_entries_are_kept_apart_as_far_as_their_buckets_are(size, length):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([balanced_buckets(size, length, generator) for _ in range(50)])
+    same = (drawn[:, :, None] == drawn[:, None, :]).sum((1, 2)).double().mean().item() - size
+    expected = (1 - kept_apart(size, length)) / length * size * (size - 1)
+    assert same == pytest.approx(expected, rel=0.2 if size % length else 1e-9)
 
 
 @pytest.mark.slow
