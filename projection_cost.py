@@ -36,6 +36,8 @@ def compare(options: CostOptions, run: Run) -> None:
 
     # beside errors and usefulness
     table = tables.join(options.runs, timed)
+    for line in tables.describe_left_out(options.runs, table):
+        print(line)
     run.write_table("costs.csv", table)
     rank = tables.mean_stable_rank(options.runs)
     run.record(mean_stable_rank=rank)
@@ -43,15 +45,18 @@ def compare(options: CostOptions, run: Run) -> None:
         config = options.runs[0].config
         size = f"n = {config['n']}, d = {config['d']}" + (f", mean stable rank {rank:.3g}" if rank else "")
         figure.draw_cost(run.folder, table, f"{run.results.name}: {size}")
-    report(table)
+    report(table, figure.shown_ridges(table)[-1])
 
 
-def report(table: pd.DataFrame) -> None:
-    """Print one row a (projection, m), at the largest λ."""
-    largest = table[table["lambda"] == table["lambda"].max()]
+def report(table: pd.DataFrame, ridge: float) -> None:
+    """Print one row a (projection, m), at the largest λ that every projection has."""
+    largest = table[table["lambda"] == ridge]
     columns = ["proj_type", "m", "seconds", "added_memory_bytes", "eps_95", "gaussian_equivalent_m", "test_lds"]
     print(f"at λ = {largest['lambda'].iloc[0]:g}, d_λ = {largest['d_lambda'].iloc[0]:.3g}")
     print(largest[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+    others = [law for law in table["proj_type"].unique() if law not in set(largest["proj_type"])]
+    if others:
+        print(f"the projections share no λ: {', '.join(others)} at other λ in costs.csv")
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def test_seconds_are_those_of_as_many_calls_as_a_store_needs(made, tmp_path, mon
     [
         ([], "--runs: name the folders"),
         (["--runs", "nowhere"], "nowhere: no config.json of a finished run there"),
-        (["--runs", "{run}"], "--min_m 256 holds no m of the runs"),
-        (["--runs", "{run}", "--min_m", "4", "--max_m", "3"], "--min_m 4 .. --max_m 3 holds no m of the runs"),
+        (["--runs", "{run}"], "--min_m 256 holds no m of the runs of"),
+        (["--runs", "{run}", "--min_m", "4", "--max_m", "3"], "--min_m 4 .. --max_m 3 holds no m of the runs of"),
         (["--runs", "{run}", "--num_samples", "0"], "--num_samples"),
     ],
 )
@@ -110,6 +110,27 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, line, tmp_path, capsys)
     assert line in err
     assert err.count("\n") == 1
     assert not out.exists()
+
+
+def test_m_of_usefulness_alone_are_no_m_of_the_runs(tmp_path, capsys):
+    usefulness = write_run(tmp_path / "lds", {"experiment": "hyperparam_selection", "ms": [64]})
+    words = ["--runs", write_run(tmp_path / "run"), usefulness, "--min_m", "16", "--output_dir", tmp_path / "out"]
+    assert run(projection_cost.main, "projection_cost.py", *words) == 2
+    assert "--min_m 16 holds no m of the runs of spectrum_bounds.py" in capsys.readouterr().err
+
+
+def test_the_report_is_at_the_largest_ridge_that_all_have(capsys):
+    cells = [("normal", 1e-2), ("normal", 1e-1), ("sjlt", 1e-2), ("sjlt", 1.0)]
+    table = pd.DataFrame(cells, columns=["proj_type", "lambda"])
+    columns = ["m", "d_lambda", "seconds", "added_memory_bytes", "eps_95", "gaussian_equivalent_m", "test_lds"]
+    table = table.assign(**dict.fromkeys(columns, 1.0))
+    projection_cost.report(table, figure.shown_ridges(table)[-1])
+    out = capsys.readouterr().out
+    assert out.startswith("at λ = 0.01, d_λ = 1")
+    assert ("normal" in out, "sjlt" in out, "share no λ" in out) == (True, True, False)
+    apart = table[table["lambda"] != 1e-2]
+    projection_cost.report(apart, figure.shown_ridges(apart)[-1])
+    assert "the projections share no λ: normal at other λ in costs.csv" in capsys.readouterr().out
 
 
 def test_another_checkpoint_is_refused(made, tmp_path, capsys):

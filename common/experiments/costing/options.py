@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.experiments import arguments, option_checks, option_values
-from common.experiments.costing.runs import FinishedRun, read_runs
+from common.experiments.costing.runs import ERRORS, FinishedRun, read_runs
 from common.experiments.options import Option, RunRequest, WorkloadChoice
 from common.foundations.errors import UserError
 
@@ -61,9 +61,9 @@ def parse(description: str) -> tuple[CostOptions, RunRequest]:
         batch_size=args.batch_size,
         device=args.device,
     )
-    if not any(used_dimensions(options, run) for run in runs):
+    if not any(used_dimensions(options, run) for run in runs if run.experiment == ERRORS):
         limit = f"--min_m {args.min_m}" + (f" .. --max_m {args.max_m}" if args.max_m is not None else "")
-        raise UserError(f"{limit} holds no m of the runs")
+        raise UserError(f"{limit} holds no m of the runs of {ERRORS}.py")
     given = tuple(Option(name, value, parser.get_default(name)) for name, value in vars(args).items())
     named = tuple(Option(name, runs[0].options.get(name), None) for name in ("num_train", "epochs"))
     return options, RunRequest("projection_cost", options.workload, None, args.output_dir, given + named)

@@ -42,6 +42,37 @@ def test_without_a_run_of_usefulness_lds_is_empty_and_errors_are_numbers(runs):
     assert table["eps_95"].dtype == float
 
 
+def test_ridges_that_differ_by_rounding_are_one(tmp_path):
+    """λ in units of the mean eigenvalue, which every run has rounded by itself."""
+    folders = [
+        write_run(tmp_path / "normal"),
+        write_run(tmp_path / "sjlt", proj_type="sjlt"),
+        write_run(tmp_path / "lds", {"experiment": "hyperparam_selection"}),
+    ]
+    for folder, factor in zip(folders[1:], (1 + 1e-13, 1 - 1e-8), strict=True):
+        summary = pd.read_csv(folder / "summary.csv")
+        summary.assign(**{"lambda": summary["lambda"] * factor}).to_csv(folder / "summary.csv", index=False)
+    table = tables.join(read_runs(folders), costs(("normal", 8), ("sjlt", 8)))
+    assert table["lambda"].nunique() == 2
+    assert table["lambda"].to_list() == pytest.approx([*RIDGES, *RIDGES], rel=1e-7)
+    assert table["test_lds"].head(2).notna().all()
+
+
+def test_runs_of_which_nothing_is_in_the_table_are_named(tmp_path):
+    runs = read_runs(
+        [
+            write_run(tmp_path / "normal"),
+            write_run(tmp_path / "small", {"ms": [2, 3]}, proj_type="rademacher"),
+            write_run(tmp_path / "lds", {"experiment": "hyperparam_selection"}, proj_type="sjlt"),
+        ]
+    )
+    lines = tables.describe_left_out(runs, tables.join(runs, costs(("normal", 4), ("normal", 8), ("sjlt", 8))))
+    assert lines == [
+        f"{tmp_path / 'small'}: left out, none of its m is timed: 2, 3",
+        f"{tmp_path / 'lds'}: left out, no error of sjlt is known at the m and λ of its LDS",
+    ]
+
+
 def test_the_stable_rank_is_that_of_the_run_that_knows_it(runs):
     assert tables.mean_stable_rank(runs) == 1.5
     assert tables.mean_stable_rank(runs[:1]) is None
