@@ -4,6 +4,7 @@ import pytest
 
 from common.experiments import lds_steps, lds_sweep
 from common.experiments.options import SelectionOptions
+from common.experiments.ridge_path import MEASURED_CHOICE, PREDICTED_CHOICE, RidgeOfDimension
 from common.foundations.errors import UserError
 
 pytestmark = [pytest.mark.usefixtures("mnist_once"), pytest.mark.usefixtures("one_thread")]
@@ -35,3 +36,9 @@ def test_a_ratio_that_leaves_no_query_to_select_or_to_judge_is_one_line(start, r
 
 def test_without_a_selection_the_choices_are_those_of_the_closed_form():
     assert lds_steps.choices(None, [], None, {"m": 8}) == {"by_m": [], "predicted_choice": {"m": 8}}
+
+
+def test_a_path_without_any_finite_lds_is_printed_without_its_columns():
+    unknown = dict.fromkeys((*MEASURED_CHOICE, *PREDICTED_CHOICE))
+    shown = lds_steps._path_table([RidgeOfDimension(m, **unknown) for m in (32, 64)])
+    assert shown.split() == ["m", "32", "64"]
