@@ -204,6 +204,8 @@ LAYER_BY_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         VECTORS,
     ),
     "matmul": (lambda: Weights(lambda x, w, b: x @ w + b, (4, 6), (6,)), SEQUENCES),
+    "mm_by_name": (lambda: Weights(lambda x, w: torch.mm(x, mat2=w), (4, 6)), VECTORS),
+    "one_bias_for_all": (lambda: Weights(lambda x, w, b: F.linear(x, w, b), (6, 4), (1,)), SEQUENCES),
     "matmul_from_the_left": (lambda: Weights(lambda x, w: w @ x, (3, 5)), SEQUENCES),
     "addmm": (
         lambda: Weights(lambda x, w, b: torch.addmm(b, x.view(-1, 4), w).view(len(x), 5, 6), (4, 6), (6,)),

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from common.gradients.all_at_once import ALL_AT_ONCE
 from common.gradients.layer_readers import READERS, Reading, with_dense_gradient
 from common.gradients.recurrent import STEP_BY_STEP, is_packed
-from common.gradients.sample_level import Output, SampleLevel, is_differentiable
+from common.gradients.sample_level import Output, SampleLevel, is_differentiable, node_of
 
 _NUMBERS = {
     torch.Tensor.__bool__,
@@ -34,6 +34,8 @@ _NUMBERS = {
 """What makes a Python number of a tensor."""
 _SINGLE = {Tensor, nn.Parameter, int, float, bool, str, type(None), slice, torch.dtype, torch.device}
 """Kinds of arguments that hold no others."""
+_IS_DIFFERENTIABLE = vars(torch._C.TensorBase)["requires_grad"].__get__
+"""What asks whether a tensor has a gradient: vmap answers no, and hooks would not be set."""
 _TRANSPOSES = (torch.t, torch.Tensor.t, *(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")))
 """What transposes a matrix."""
 
@@ -81,6 +83,8 @@ class LayerCall:
     """Positions of the differentiable outputs among all, flattened."""
     outputs: list[Output]
     """Where the error of each differentiable output is read off."""
+    inputs: list[Node]
+    """Where the graph goes on behind its arguments other than `sources`."""
 
 
 class SamplesDisagreeError(Exception):
@@ -134,6 +138,8 @@ class CallRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _NUMBERS and self._level.depends(args[0]) and self._level.is_current():
             return func(self._agreed(args[0]), *args[1:], **kwargs)
+        if func == _IS_DIFFERENTIABLE:
+            return is_differentiable(args[0])
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if self._substitutes and _mentions(self._substitutes, (args, kwargs)):
@@ -197,7 +203,9 @@ class CallRecorder(TorchFunctionMode):
             results[i], place = self._level.followed(results[i], is_unsaved=reading is not None)
             outputs.append(place)
         values = {position: self._level.of_all(leaves[position]).detach() for position in data}
-        self.calls.append(LayerCall(func, leaves, spec, sources, values, reading, places, outputs))
+        others = (leaf for i, leaf in enumerate(leaves) if i not in sources and isinstance(leaf, Tensor))
+        inputs = [node for leaf in others if (node := node_of(leaf)) is not None]
+        self.calls.append(LayerCall(func, leaves, spec, sources, values, reading, places, outputs, inputs))
         return tree_unflatten(results, output_spec)
 
     def _read(self, func, args, kwargs, leaves, sources: dict[int, Source]) -> Reading | None:

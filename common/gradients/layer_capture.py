@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from common.gradients.hidden_uses import hidden_uses
 from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source, trainable_parameters
 from common.gradients.layer_products import joined, merge, write_products
 from common.gradients.layer_shares import Capture, direct, matrix_shape, shares
@@ -84,11 +85,17 @@ class LayerCapture:
             captures |= self._alone(batch, alone)
         return {name: [capture.to(self.dtype) for capture in captures[name]] for name in names if name in captures}
 
-    def unknown(self, one: Examples) -> dict[str, str]:
-        """Return why a use of a parameter cannot be followed, by parameter, from a forward pass on one sample."""
+    def not_followed(self, one: Examples) -> tuple[dict[str, str], dict[str, str]]:
+        """Return why a use of a parameter cannot be followed, from a forward pass on one sample, by parameter.
+
+        The first have uses that are seen, of which vmap may make something; the second have uses that nobody sees.
+        """
         if self._routes.singly:
-            return self._run_one(one, self._parameters)[0].unknown
-        return self._run(one, self._copies(len(one), self._parameters), self._parameters)[0].unknown
+            recorder, losses = self._run_one(one, self._parameters)
+        else:
+            recorder, losses = self._run(one, self._copies(len(one), self._parameters), self._parameters)
+        hidden = hidden_uses(losses.sum(), self._followed(), recorder.calls, self._parameters)
+        return recorder.unknown, {name: why for name, why in hidden.items() if name not in recorder.unknown}
 
     def saved_bytes(self, one: Examples) -> int:
         """Return the bytes that a backward pass over one sample holds: what the forward pass saves for it, and copies.
@@ -129,8 +136,9 @@ class LayerCapture:
     def _vmapped(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         copies = self._copies(len(batch), names)
         recorder, losses = self._run(batch, copies, names)
+        missed = self._missed(recorder, losses.sum(), names)
         captures = self._collected(recorder.calls, losses.sum(), copies, len(batch), names)
-        return captures | self._rarely_unknown(recorder, batch, names)
+        return captures | self._alone(batch, missed)
 
     def _one_by_one(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         singles = [(torch.tensor([i]), self._of_one(batch.subset(slice(i, i + 1)), names)) for i in range(len(batch))]
@@ -140,15 +148,18 @@ class LayerCapture:
         """Return the captures of a single sample; parameters that layers do not explain are differentiated with it."""
         recorder, loss = self._run_one(one, names)
         alone = {name: self._parameters[name] for name in names if self._routes.step(name) != LAYERS}
+        missed = self._missed(recorder, loss, [name for name in names if name not in alone])
+        if len(missed) + len(alone) == len(names):
+            return self._alone(one, names)
         captures = self._collected(recorder.calls, loss, alone, 1, names)
-        return captures | self._rarely_unknown(recorder, one, names)
+        return captures | self._alone(one, missed)
 
-    def _rarely_unknown(
-        self, recorder: CallRecorder, batch: Examples, names: Collection[str]
-    ) -> dict[str, list[Capture]]:
-        """Return the gradients of parameters that these samples use in a way that is not followed, as others do not."""
-        missed = [] if self._is_strict else [name for name in names if name in recorder.unknown]
-        return self._alone(batch, missed)
+    def _missed(self, recorder: CallRecorder, total: Tensor, names: Collection[str]) -> list[str]:
+        """Return the parameters that these samples use in a way that is not followed or not seen, as others do not."""
+        if self._is_strict:
+            return []
+        hidden = hidden_uses(total, self._followed(), recorder.calls, names)
+        return [name for name in names if name in recorder.unknown or name in hidden]
 
     def _alone(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         """Return the gradients of some parameters, one backward pass a sample."""

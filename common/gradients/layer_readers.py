@@ -71,11 +71,18 @@ class LinearOrder:
 
 
 def _read_linear(input, weight, bias=None):
-    return Reading("linear", input, weight, bias, LinearOrder()) if weight.ndim == 2 else None
+    # a bias may have a single number for all outputs
+    if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    return Reading("linear", input, weight, bias, LinearOrder())
 
 
 def _read_matmul(input, other):
     return Reading("linear", input, other, None, LinearOrder(transposed=True)) if other.ndim == 2 else None
+
+
+def _read_mm(input, mat2):
+    return _read_matmul(input, mat2)
 
 
 def _read_addmm(input, mat1, mat2, *, beta=1, alpha=1, out=None):
@@ -171,10 +178,10 @@ def _batch_normalised(mean: Tensor, variance: Tensor, eps: float, values: Tensor
 READERS: dict[Callable, Callable[..., Reading | None]] = {
     F.linear: _read_linear,
     torch.matmul: _read_matmul,
-    torch.mm: _read_matmul,
+    torch.mm: _read_mm,
     torch.Tensor.matmul: _read_matmul,
     torch.Tensor.__matmul__: _read_matmul,
-    torch.Tensor.mm: _read_matmul,
+    torch.Tensor.mm: _read_mm,
     torch.addmm: _read_addmm,
     torch.einsum: _read_einsum,
     F.conv2d: _read_conv,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from common.foundations.errors import UserError
+from common.gradients.hidden_uses import UNSEEN
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME, VMAP, LayerCapture, Routes, row_dtype
 from common.gradients.verification import (
     Mismatch,
@@ -143,11 +144,12 @@ def drop(routes: Routes, mismatches: Collection[Mismatch], name_sample: SampleNa
 def _first_routes(subject: Subject, rows: torch.Tensor) -> Routes:
     """Return the routes that a forward pass suggests: parameters used in unknown ways go by vmap, all else by layers.
 
-    Where vmap cannot run the model, layers are followed on single samples.
+    Parameters used where nobody can see it, as in a script, go one sample at a time. Where vmap cannot run the model,
+    layers are followed on single samples.
     """
     try:
-        unknown = _strict(subject, Routes()).unknown(subject.batch(rows[:1]))
-        routes = Routes(by_vmap=unknown)
+        unknown, hidden = _strict(subject, Routes()).not_followed(subject.batch(rows[:1]))
+        routes = Routes(by_vmap=unknown, one_at_a_time=hidden)
         _strict(subject, routes)(subject.batch(rows))
     except Exception as error:  # what vmap does to a user's model may raise anything
         return _without_vmap(subject, rows, error)
@@ -161,12 +163,13 @@ def _without_vmap(subject: Subject, rows: torch.Tensor, error: Exception) -> Rou
     """
     reason = f"torch.func.vmap cannot run the model ({_first_line(error)})"
     try:
-        unknown = _strict(subject, Routes(singly=reason)).unknown(subject.batch(rows[:1]))
-        followed = Routes(one_at_a_time=unknown, singly=reason)
+        unknown, hidden = _strict(subject, Routes(singly=reason)).not_followed(subject.batch(rows[:1]))
+        alone = unknown | hidden
+        followed = Routes(one_at_a_time=alone, singly=reason)
         seen = _strict(subject, followed)(subject.batch(rows))
     except Exception:  # following a user's model may raise anything too
         return _all_one_at_a_time(subject, reason)
-    alone = unknown | {name: "no call that uses it is seen" for name in subject.parameters if name not in seen}
+    alone |= {name: UNSEEN for name in subject.parameters if name not in seen}
     if len(alone) == len(subject.parameters):
         return _all_one_at_a_time(subject, reason)
     return Routes(one_at_a_time=alone, singly=reason)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _Functorch = torch._C._functorch
 
@@ -20,6 +20,8 @@ class Output:
     """Names what to differentiate by: the output itself of all samples, or zeros added to it."""
     zeros: Tensor
     """(B, ...): the error where the loss does not depend on the output."""
+    node: Node
+    """Where the graph of whatever uses the output meets that of the call."""
 
     def error(self, derivative: Tensor | None) -> Tensor:
         """Return the (B, ...) error from the derivative of the summed loss by `at`; None stands for no dependence."""
@@ -59,11 +61,13 @@ class SampleLevel:
         zero = torch.zeros((), dtype=result.dtype, device=result.device, requires_grad=not by_edge)
         zeros = zero.expand(self.batch, *result.shape)
         if not by_edge:
-            return result + self.of_one(zeros), Output(get_gradient_edge(zeros), zeros)
+            result = result + self.of_one(zeros)
+            return result, Output(get_gradient_edge(zeros), zeros, get_gradient_edge(_behind(result)).node)
         # vmap makes views of what it computes; changed in place, a view would leave the graph, this alias does not
         values = self.of_all(result)
         alias = torch.ops.aten._unsafe_view(values, values.shape)
-        return self.of_one(alias), Output(get_gradient_edge(alias), zeros)
+        edge = get_gradient_edge(alias)
+        return self.of_one(alias), Output(edge, zeros, edge.node)
 
 
 class SingleSample(SampleLevel):
@@ -91,6 +95,17 @@ class SingleSample(SampleLevel):
 
 def is_differentiable(tensor: Tensor) -> bool:
     """Return whether the loss can be differentiated by a tensor."""
+    return _behind(tensor).requires_grad
+
+
+def node_of(tensor: Tensor) -> Node | None:
+    """Return where a tensor leaves the graph that it was computed by; None where it is not differentiable."""
+    tensor = _behind(tensor)
+    return get_gradient_edge(tensor).node if tensor.requires_grad else None
+
+
+def _behind(tensor: Tensor) -> Tensor:
+    """Return the tensor of all samples, which autograd sees, behind one that vmap shows to the model."""
     while _Functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _Functorch.get_unwrapped(tensor)
-    return tensor.requires_grad
+    return tensor

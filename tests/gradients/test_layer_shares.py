@@ -35,7 +35,7 @@ def make_call(function, *args, data=(0,), by=(1, 2), reader=True, **kwargs) -> L
     sources = {i: Source(f"p{i}", leaves[i], frozenset([f"p{i}"])) for i in places}
     reading = READERS[function](*one, **kwargs) if reader else None
     outputs = tree_leaves(function(*one, **kwargs))
-    return LayerCall(function, leaves, spec, sources, values, reading, list(range(len(outputs))), [])
+    return LayerCall(function, leaves, spec, sources, values, reading, list(range(len(outputs))), [], [])
 
 
 def run(call: LayerCall, sample: int, tensors: dict[int, Tensor]) -> list[Tensor]:

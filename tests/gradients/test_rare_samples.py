@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from common.gradients.layer_capture import LayerCapture, Routes
 from common.gradients.planning import compute_gradients, plan_gradients
@@ -28,8 +29,10 @@ class Rare(nn.Module):
         self.scale = nn.Parameter(torch.tensor([0.5, 2.0, 1.0, -1.0, 0.3]))
 
     def forward(self, x):
+        if len(x) > 1:
+            return torch.cat([self(one) for one in x.split(1)])
         hidden = torch.tanh(self.first(x)) * self.scale
-        if x[:, 0].max() > 2:
+        if x[0, 0] > 2:
             hidden = self.otherwise(self, hidden)
         return self.out(hidden)
 
@@ -51,7 +54,64 @@ def is_not_a_number(model, hidden):
     return hidden * 2 if math.isnan((hidden.detach() * float("nan")).sum().item()) else hidden
 
 
-OTHERWISE = [selects_by_sign, scales_in_place, is_not_a_number]
+class Product(torch.autograd.Function):
+    """A matrix product that torch.func.vmap can run, and whose call nobody intercepts."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight):
+        return x @ weight
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, error):
+        x, weight = ctx.saved_tensors
+        return error @ weight.t(), x.t() @ error
+
+
+def uses_a_function_of_its_own(model, hidden):
+    return hidden + Product.apply(hidden, model.first.weight)
+
+
+def hides_from_interception(model, hidden):
+    with torch._C.DisableTorchFunction():
+        return hidden * model.scale.clone()
+
+
+def checkpoints(model, hidden):
+    """Differentiate by a graph inside the graph, which refuses torch.autograd.grad."""
+    return checkpoint(model.first, hidden, use_reentrant=True)
+
+
+def differentiates(model, hidden):
+    """Use the derivative of a layer by its input, whose own derivative by the weights belongs to no call."""
+    with torch.enable_grad():
+        inputs = hidden.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.tanh(model.first(inputs)).sum(), inputs, create_graph=True)
+    return hidden + slope
+
+
+def halves_a_gradient(model, hidden):
+    """Change a gradient where there is one."""
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: gradient / 2)
+    return hidden
+
+
+OTHERWISE = [
+    selects_by_sign,
+    scales_in_place,
+    is_not_a_number,
+    uses_a_function_of_its_own,
+    hides_from_interception,
+    checkpoints,
+    differentiates,
+    halves_a_gradient,
+]
 
 
 def rare_samples():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from common.foundations.errors import UserError
+from common.gradients import layer_capture
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME, VMAP, Routes
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.gradients.routes import check_routes, drop
@@ -57,22 +58,18 @@ def seeded(make_model):
 def test_a_use_that_is_hidden_goes_one_sample_at_a_time_and_all_else_layer_by_layer(capsys):
     model, examples = seeded(lambda: Hidden(-torch.inf, torch.inf)), samples()
     checked = check_routes(model, cross_entropy, examples)
-    assert list(checked.routes.one_at_a_time) == ["first.weight"]
-    assert checked.routes.by_vmap == {}
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2
-    assert said[0].startswith("gradients: first.weight layer by layer not as by plain autograd: off by ")
-    assert "at sample " in said[0]
-    assert said[1].startswith("gradients: first.weight by torch.func.vmap not as by plain autograd: off by ")
+    assert checked.routes == Routes(one_at_a_time={"first.weight": "no call that uses it is seen"})
+    assert capsys.readouterr().out == ""
     line = checked.describe(1000)
     assert line.startswith(
-        "3 parameters layer by layer, 1 one sample at a time (first.weight: wrong by torch.func.vmap"
+        "3 parameters layer by layer, 1 one sample at a time (first.weight: no call that uses it is seen)"
     )
     assert " s a pass over 1000 samples" in line
 
 
 @pytest.mark.parametrize("offload", ["cpu", "recompute"])
-def test_what_no_sample_chosen_beforehand_shows_is_found_in_the_finished_rows(offload, capsys):
+def test_what_no_sample_chosen_beforehand_shows_is_found_in_the_finished_rows(offload, capsys, monkeypatch):
+    monkeypatch.setattr(layer_capture, "hidden_uses", lambda *_: {})
     examples = samples()
     rows = torch.tensor(check_routes(seeded(lambda: Hidden(0, 0)), cross_entropy, examples).rows)
     hidden = next(row for row in range(60) if row not in rows)
