@@ -22,6 +22,7 @@ from common.gradients.verification import (
     wrong_parameters,
 )
 from common.workloads.records import Examples, Loss
+from common.workloads.running import RANDOM, draws_random_numbers
 
 SampleName = Callable[[int], str]
 """Row of a sample -> how messages call it."""
@@ -235,6 +236,8 @@ def _require_independence(subject: Subject, rows: torch.Tensor, name_sample: Sam
     found = mixing_samples(subject, rows)
     if found is not None:
         row, together, alone, size = found
+        if draws_random_numbers(lambda: subject.losses(rows), next(iter(subject.parameters.values())).device):
+            raise UserError(RANDOM)
         raise UserError(
             f"the loss of {name_sample(row)} depends on its batch mates: {together:.8g} in a batch of {size}, "
             f"{alone:.8g} alone; in eval mode samples must not mix"

@@ -28,6 +28,8 @@ SPREAD = 8
 """Samples spread over all that every check has, beside the extremes."""
 SEARCHED = 512
 """Samples that are searched for a parameter's gradient that is not zero, or a twentieth of all."""
+MANY = 64
+"""Samples in the largest batch in which a sample's loss is compared with that alone."""
 RELATIVE = {torch.float64: 1e-7, torch.float32: 1e-3}
 """Difference of two gradients, relative to their length, that rounding explains in the worst case."""
 ROUNDINGS = 32
@@ -115,6 +117,7 @@ def representative(examples: Examples) -> Tensor:
     chosen = [int(torch.randint(low, high, (), generator=generator)) for low, high in pairwise(edges)]
     for tensor in examples.tensors():
         if len(tensor.shape) > 1:
+            tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
             lengths = (tensor != 0).flatten(1).float().sum(1)  # ten times as fast as a sum of bool
             norms = torch.linalg.vector_norm(tensor.flatten(1).float(), dim=1)
             chosen += [int(index) for size in (lengths, norms) for index in (size.argmin(), size.argmax())]
@@ -202,7 +205,8 @@ def allowed_difference(lengths: Tensor, dtype: torch.dtype) -> Tensor:
 def mixing_samples(subject: Subject, rows: Tensor) -> tuple[int, float, float, int] | None:
     """Return a sample whose loss depends on the samples beside it: (row, loss there, loss alone, size); None if none.
 
-    Alone is a batch of one; beside are all of `rows`, their halves in turn, and pairs of neighbours.
+    Alone is a batch of one; beside are all of `rows`, their halves in turn, pairs of neighbours, and as many others,
+    before them, as a model may need to see that its experts are full.
     """
     if len(rows) < 2:
         return None
@@ -210,15 +214,18 @@ def mixing_samples(subject: Subject, rows: Tensor) -> tuple[int, float, float, i
     places = torch.arange(len(rows))
     order = torch.randperm(len(rows), generator=make_generator("cpu", SEED, STREAM, 2))
     compositions = [places, order, places[::2], places[1::2].flip(0), *order[: len(rows) // 2 * 2].view(-1, 2)]
+    others = torch.randperm(len(subject.examples), generator=make_generator("cpu", SEED, STREAM, 4))
+    others = others[~torch.isin(others, rows)][: max(0, MANY - len(rows))]
+    mates = [rows[:0]] * len(compositions) + [others]
     # less may be rounding: a float64 model may compute in float32 in places, where the batch decides the order of sums
     tolerance, least = (1e-5, 1e-12) if subject.precision == torch.float64 else (1e-4, 1e-7)
     scale = alone[alone.isfinite()].abs().max().item() if alone.isfinite().any() else 0.0
-    for chosen in compositions:
+    for before, chosen in zip(mates, [*compositions, places], strict=True):
         if not len(chosen):
             continue
-        together, expected = subject.losses(rows[chosen]), alone[chosen]
+        together, expected = subject.losses(torch.cat([before, rows[chosen]]))[len(before) :], alone[chosen]
         bad = expected.isfinite() & ~((together - expected).abs() <= tolerance * (expected.abs() + scale) + least)
         if bad.any():
             worst = int(torch.where(bad, (together - expected).abs().nan_to_num(torch.inf), -1).argmax())
-            return int(rows[chosen[worst]]), together[worst].item(), expected[worst].item(), len(chosen)
+            return int(rows[chosen[worst]]), together[worst].item(), expected[worst].item(), len(before) + len(chosen)
     return None

@@ -22,7 +22,7 @@ from common.workloads.field_checks import (
     type_name,
 )
 from common.workloads.records import Examples, Workload
-from common.workloads.running import complete, reaches, run_model
+from common.workloads.running import RANDOM, complete, draws_random_numbers, reaches, run_model
 from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
 
 SEARCH_BATCH = 64
@@ -147,12 +147,23 @@ def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples
     bad = torch.nonzero(~together.isfinite()).flatten().tolist()
     if bad:
         raise UserError(f"the loss of {PARTS[part]} sample {bad[0]} is {together[bad[0]].item()}; it must be finite")
+
+    def is_random() -> bool:
+        return draws_random_numbers(lambda: _outputs_and_losses(workload, model, few, path), "cpu")
+
     _, again = _outputs_and_losses(workload, model, few, path)
     if not _same(together, again):
-        raise UserError("the loss is random in eval mode; dropout and noise must follow model.training")
+        if is_random():
+            raise UserError(RANDOM)
+        raise UserError(
+            "the loss differs from one forward pass to the next in eval mode, without random numbers of torch; what "
+            "the model remembers of samples must follow model.training"
+        )
     ones = [few.subset(slice(i, i + 1)) for i in range(len(few))]
     alone = torch.cat([_outputs_and_losses(workload, model, one, path)[1] for one in ones])
     if not _same(together, alone):
+        if is_random():
+            raise UserError(RANDOM)
         i = int((together - alone).abs().argmax())
         raise UserError(
             f"the loss of {PARTS[part]} sample {i} depends on its batch mates: {together[i]:.6g} in a batch of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,11 @@ from common.workloads.records import Examples, map_tensors
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a model with all floating-point parameters and buffers in `dtype`, complex ones in its twin."""
-
-    def cast(tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(dtype.to_complex())
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
     with warnings.catch_warnings():
         # a compiled script's parameters are no leaves
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         # Module.to would keep nothing but the real part of complex numbers
-        return copied(model)._apply(cast)
+        return copied(model)._apply(partial(_cast, dtype=dtype))
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -56,9 +51,11 @@ def _can_be_copied(value: object) -> bool:
 
 
 def match_inputs(examples: Examples, dtype: torch.dtype) -> Examples:
-    """Return the samples with floating-point inputs and targets in `dtype`, and all else as it is."""
+    """Return the samples with floating-point inputs and targets in `dtype`, complex ones in its twin, others as is."""
+    return Examples(map_tensors(partial(_cast, dtype=dtype), examples.inputs), _cast(examples.targets, dtype))
 
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    return Examples(map_tensors(cast, examples.inputs), cast(examples.targets))
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

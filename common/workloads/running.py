@@ -13,6 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from common.workloads.records import Inputs, map_tensors
 
+RANDOM = "the loss is random in eval mode; dropout and noise must follow model.training"
+"""What is said of a model whose losses differ because it draws random numbers."""
+
 
 def run_model(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Return the model's outputs for (B, ...) inputs: a tensor is its argument, a dict or tuple its arguments.
@@ -29,6 +32,18 @@ def run_model(model: Callable[..., Any], inputs: Inputs) -> Any:
         if isinstance(inputs, dict):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def draws_random_numbers(run: Callable[[], object], device: torch.device | str) -> bool:
+    """Return whether a function draws from torch's generators of the CPU and of a device."""
+
+    def states() -> list[Tensor]:
+        found = [torch.get_rng_state()]
+        return [*found, torch.cuda.get_rng_state(device)] if torch.device(device).type == "cuda" else found
+
+    before = states()
+    run()
+    return not all(map(torch.equal, before, states()))
 
 
 @contextmanager

@@ -99,6 +99,31 @@ def test_samples_that_influence_one_another_are_refused(share):
         check_routes(seeded(lambda: MixesSamples(share)), cross_entropy, samples())
 
 
+class Full(nn.Module):
+    """Serves the first 20 samples of a batch, as an expert of limited capacity does."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(x) * (torch.arange(len(x)) < 20)[:, None]
+
+
+def test_samples_that_influence_one_another_in_large_batches_alone_are_refused():
+    with pytest.raises(UserError, match=r"the loss of sample \d+ depends on its batch mates: .* in a batch of 60, "):
+        check_routes(seeded(Full), cross_entropy, samples())
+
+
+def test_random_numbers_that_the_first_samples_do_not_show_are_not_taken_for_an_influence():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1 + torch.rand(3))
+
+    with pytest.raises(UserError, match="the loss is random in eval mode"):
+        check_routes(seeded(lambda: Noisy(5, 3)), cross_entropy, samples())
+
+
 def test_a_parameter_whose_gradient_is_zero_at_most_samples_is_compared_where_it_is_not():
     def loss(outputs, targets):
         return cross_entropy(outputs, targets % 3) * (targets == 41)

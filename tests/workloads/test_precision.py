@@ -33,6 +33,10 @@ def test_complex_numbers_keep_their_imaginary_part():
     assert in_dtype(model, torch.float64).turns.dtype == torch.complex128
     assert torch.equal(in_dtype(model, torch.float32).turns, model.turns)
     assert in_dtype(model, torch.float32).frozen.dtype == torch.complex64
+    inputs = model.turns[:, None]
+    cast = match_inputs(Examples(inputs, torch.zeros(4)), torch.float64).inputs
+    assert cast.dtype == torch.complex128
+    assert torch.equal(cast, inputs.to(torch.complex128))
 
 
 class Remembers(nn.Linear):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common.workloads.records import Examples, TrainingRecipe, Workload
-from common.workloads.running import backward_pass, complete, reaches, run_model
+from common.workloads.running import backward_pass, complete, draws_random_numbers, reaches, run_model
 from common.workloads.training import fresh_model, train_model
 
 
@@ -20,6 +20,11 @@ def test_several_inputs_are_the_models_arguments_and_stay_as_they_are(form):
     inputs = {"second": second, "first": first} if form is dict else (first, second)
     assert run_model(Named(), inputs).tolist() == [-3, -3, -3]
     assert first.tolist() == [1, 1, 1]
+
+
+def test_random_numbers_are_seen_by_the_generator_that_they_change():
+    assert draws_random_numbers(lambda: torch.rand(1), "cpu")
+    assert not draws_random_numbers(lambda: torch.rand(1, generator=torch.Generator()), "cpu")
 
 
 def test_fused_transformer_layers_are_off_while_a_model_runs_and_then_as_before():
