@@ -7,6 +7,7 @@ import torch
 
 from common.workloads import pairs
 from common.workloads.datasets import mnist
+from tests.drawn import draw_nothing
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,12 @@ def mnist_once(mnist_data, monkeypatch):
     """Unpacking the images takes a second: once for all runs inside this process."""
     monkeypatch.setitem(pairs.EMBEDDED, "mnist", lambda data_dir: mnist_data)
     return mnist_data
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Let scripts write no figure: for tests of what else they write."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session")

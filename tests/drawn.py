@@ -1,4 +1,4 @@
-"""Figures that were drawn: kept on their way to the disk, and what lies in their panels."""
+"""Figures: kept on their way to the disk, what lies in their panels, and runs of scripts without any."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+FIGURES = (
+    "spectrum_figure.draw_spectrum_bounds",
+    "cross_figure.draw_cross_errors",
+    "lds_figure.draw_hyperparam_selection",
+    "faithfulness_figure.draw_faithfulness",
+    "curvature_figure.draw_factorized_influence",
+    "audit.figure.draw_audit",
+    "costing.figure.draw_cost",
+)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let scripts write no figure: drawing one takes longer than all the rest of a toy run."""
+    for name in FIGURES:
+        patch.setattr(f"common.experiments.{name}", lambda *args: None)
 
 
 def kept_figures(patch: pytest.MonkeyPatch, module: ModuleType, save: bool = True) -> list[Figure]:

@@ -7,7 +7,6 @@ import json
 import pandas as pd
 import pytest
 
-from common.experiments import spectrum_figure
 from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
 from tests.interrupted import table_bytes
 from tests.sketches.test_cache import files_in, files_of_at_most
@@ -18,9 +17,7 @@ SHORT = ("--min_m", "4", "--max_m", "16")
 
 
 @pytest.fixture
-def command(tmp_path, toy_benchmarks, monkeypatch):
-    # drawing takes longer than all the rest of a toy run
-    monkeypatch.setattr(spectrum_figure, "draw_spectrum_bounds", lambda *args: None)
+def command(tmp_path, toy_benchmarks):
     return Command(tmp_path, toy_benchmarks)
 
 

@@ -13,7 +13,7 @@ import torch
 import factorized_influence
 import hyperparam_selection
 from common.curvature import fisher, sketches
-from common.experiments import curvature_figure, curvature_sweep, lds_figure, option_checks, script
+from common.experiments import curvature_sweep, option_checks, script
 from tests.layer_cases import SAME_EVEN_KERNEL
 from tests.pretended_device import pretended_device
 from tests.tiny import write_tiny
@@ -42,13 +42,6 @@ def run(tmp_path, toy_benchmarks, monkeypatch, capsys):
     return call
 
 
-@pytest.fixture
-def no_figure(monkeypatch):
-    """It takes longer than the rest."""
-    for module, name in ((curvature_figure, "draw_factorized_influence"), (lds_figure, "draw_hyperparam_selection")):
-        monkeypatch.setattr(module, name, lambda *args: None)
-
-
 def tables(folder):
     return {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
 
@@ -70,7 +63,7 @@ def test_a_run_writes_every_file_and_says_what_each_curvature_is_good_for(run):
     assert (block, *found["layers"].loc[0, ["rows", "cols", "kind"]]) == ("weight", 4, 10, "layer")
 
 
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_sketches_that_keep_everything_are_exact_and_others_are_not(run):
     _, _, _, folder = run(*SIZES)
     summary = tables(folder)["summary"]
@@ -81,7 +74,7 @@ def test_sketches_that_keep_everything_are_exact_and_others_are_not(run):
     assert sorted(summary["m"].unique()) == [6, 12, 20, 40]
 
 
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_of_one_layer_has_the_dimensions_and_the_lds_of_f_in_both_experiments(run):
     """F_l of the only layer is F, and the scores of F itself are those of hyperparam_selection."""
     _, _, _, folder = run(*SIZES)
@@ -94,7 +87,7 @@ def test_a_model_of_one_layer_has_the_dimensions_and_the_lds_of_f_in_both_experi
         np.testing.assert_allclose(full[column], exact[column], rtol=1e-12)
 
 
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(run, monkeypatch):
     _, _, _, uninterrupted = run(*SIZES, output="uninterrupted")
     measure = curvature_sweep.measure
@@ -114,7 +107,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(run, monkeypatc
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_too_large_is_left_empty_and_said(run, monkeypatch):
     monkeypatch.setattr(sketches, "JOINT_COST", 6**2 * 40)
     monkeypatch.setattr(fisher, "LARGEST_SIDE", 3)
@@ -133,7 +126,7 @@ def test_what_is_too_large_is_left_empty_and_said(run, monkeypatch):
     assert found["layers"]["d_lambda_fisher"].isna().all()
 
 
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_relative_ridges_are_in_units_of_each_curvature(run):
     status, _, _, folder = run(*SIZES, "--lambda_scale", "relative")
     assert status == 0
@@ -146,7 +139,7 @@ def test_relative_ridges_are_in_units_of_each_curvature(run):
     assert layers["ridge_ekfac"][3] * 40 == pytest.approx(config["mean_eigenvalue"] * config["rank"], rel=1e-5)
 
 
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_on_a_pretended_gpu_no_two_devices_meet_and_the_numbers_are_those_of_the_cpu(run, tmp_path, monkeypatch):
     monkeypatch.setattr(option_checks, "version", lambda name: "of a build with CUDA")
     options = [*SIZES, "--cache_dir", str(tmp_path / "cache")]
@@ -160,7 +153,7 @@ def test_on_a_pretended_gpu_no_two_devices_meet_and_the_numbers_are_those_of_the
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 def test_a_gpu_gives_the_numbers_of_the_cpu(run, tmp_path):
     """Gradients are float32 and summed in another order; sketches are drawn on the CPU."""
     options = [*SIZES, "--cache_dir", str(tmp_path / "cache")]
@@ -205,7 +198,7 @@ return Workload("tokens", music_transformer, train, test, last_token_loss, recip
 
 
 @SAME_EVEN_KERNEL
-@pytest.mark.usefixtures("no_figure")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("change", "num_blocks"), [(IMAGES, 6), (TOKENS, 13)], ids=["images", "tokens"])
 def test_convolutions_attention_norms_and_tables_go_through_the_same_command(run, tmp_path, change, num_blocks):
     workload = str(write_tiny(tmp_path, change.strip()))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import faithfulness_utility
-from common.experiments import faithfulness_figure, script
+from common.experiments import script
 from tests.interrupted import stopped_after, table_bytes
 from tests.tiny import write_tiny
 
@@ -46,12 +46,6 @@ def run(folder, tmp_path, monkeypatch, capsys):
         return stop.value.code, out.out, out.err, found[0] if len(found) == 1 else None
 
     return call
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Draw nothing: that takes longer than the rest."""
-    monkeypatch.setattr(faithfulness_figure, "draw_faithfulness", lambda *args: None)
 
 
 def test_a_run_writes_every_file_and_ends_in_a_verdict(run):

@@ -15,7 +15,7 @@ from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.sketches.basis import basis_of_samples
 from tests.tiny import write_tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 MORE = """
 inputs = torch.randn(230, 9, generator=generator)
 targets = inputs[:, :4].argmax(1)

@@ -14,6 +14,7 @@ import projection_cost
 import spectrum_bounds
 from common.experiments import script
 from common.experiments.costing import figure, timing
+from tests.drawn import draw_nothing
 from tests.experiments.costing.cases import write_run
 from tests.tiny import write_tiny
 
@@ -38,8 +39,7 @@ def made(tmp_path_factory):
     words += ["--lambda_exp_min", "-3", "--lambda_exp_max", "-1", "--output_dir", folder, "--device", "cpu"]
     words += [f"--{name}_dir={folder}" for name in ("benchmark", "cache", "data")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.experiments.spectrum_figure.draw_spectrum_bounds", lambda *args: None)
-        patch.setattr("common.experiments.lds_figure.draw_hyperparam_selection", lambda *args: None)
+        draw_nothing(patch)
         for law in LAWS:
             assert run(spectrum_bounds.main, "spectrum_bounds.py", *words, "--proj_type", law) == 0
         extra = ["--proj_type", "sjlt", "--num_subsets", "4", "--val_ratio", "0.5", "--min_m", "8"]
@@ -47,8 +47,8 @@ def made(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_errors_and_usefulness_of_every_projection_stand_beside_its_cost(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(figure, "draw_cost", lambda *args: None)
     monkeypatch.setattr(timing, "ENOUGH_SECONDS", 0.0)
     runs = sorted(made.glob("spectrum_bounds/*")) + sorted(made.glob("hyperparam_selection/*"))
     words = ["--runs", *runs, "--min_m", "8", "--benchmark_dir", made, "--data_dir", made, "--output_dir", tmp_path]
@@ -68,8 +68,8 @@ def test_errors_and_usefulness_of_every_projection_stand_beside_its_cost(made, t
         pd.testing.assert_series_equal(there["eps_95"], there["eps_95_of_run"], check_names=False)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_seconds_are_those_of_as_many_calls_as_a_store_needs(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(figure, "draw_cost", lambda *args: None)
     monkeypatch.setattr(timing, "ENOUGH_SECONDS", 0.0)
     # ten seconds a call, and one a sample
     monkeypatch.setattr(timing, "time_calls", lambda subject, few, many, enough: (10.0, 1.0))

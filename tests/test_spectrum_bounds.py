@@ -19,12 +19,13 @@ import pytest
 import torch
 
 import spectrum_bounds
-from common.experiments import cross_figure, script
+from common.experiments import script
 from common.experiments.queries import QUERY_STREAM
 from common.foundations.seeds import make_generator
 from common.workloads import pairs
 from common.workloads.records import Dataset, Examples
 from tests.documents import code_spans, read, sections, tables
+from tests.drawn import draw_nothing
 from tests.interrupted import stopped_after, table_bytes
 
 pytestmark = pytest.mark.usefixtures("mnist_once", "one_thread")
@@ -35,6 +36,7 @@ TOY += ["--lambda_exp_min", "-4", "--lambda_exp_max", "0", "--min_d_lambda", "1"
 MS, LAMBDAS = [1, 2, 4, 8, 16, 32, 64], [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 FILES = {"config.json", "trials.csv", "summary.csv", "spectrum.csv", "effective_dimension.csv", "recommendation.csv",
          "figure.png", "figure.pdf"}  # fmt: skip
+UNDRAWN = FILES - {"figure.png", "figure.pdf"}
 
 
 class Command:
@@ -45,9 +47,11 @@ class Command:
         self.folders = ["--output_dir", str(folder / "results"), "--benchmark_dir", str(benchmark_dir)]
         self.folders += ["--cache_dir", str(folder / "cache")]
 
-    def __call__(self, *options: str) -> int:
-        """Run inside this process and return the exit status."""
+    def __call__(self, *options: str, drawn: bool = False) -> int:
+        """Run inside this process, without figures unless so wished, and return the exit status."""
         with pytest.MonkeyPatch.context() as patch:
+            if not drawn:
+                draw_nothing(patch)
             patch.setattr(sys, "argv", [str(SCRIPT), *TOY, *self.folders, *options])
             with pytest.raises(SystemExit) as stop:
                 script.run_script(spectrum_bounds.main)
@@ -203,7 +207,7 @@ def test_measured_and_predicted_bias_agree_for_every_kind_of_projection(command,
     # 20 sketches; the spread of their mean is measured, and 5 of it allow about one false alarm in 10^5; the closed
     # form is asymptotic, which is what the 0.01 is for
     assert command(*options, "--num_trials", "20", "--min_m", "32", "--max_m", "128") == 0
-    assert {path.name for path in command.run.iterdir()} == FILES
+    assert {path.name for path in command.run.iterdir()} == UNDRAWN
     summary = command.table("summary")
     allowed = 5 * summary["mean_ratio_std"] / 20**0.5 + 0.01
     assert ((summary["mean_ratio"] - summary["predicted_mean_ratio"]).abs() < allowed).all()
@@ -211,7 +215,7 @@ def test_measured_and_predicted_bias_agree_for_every_kind_of_projection(command,
 
 
 def test_a_projection_without_a_law_is_measured_and_its_predictions_are_empty(command, capsys):
-    assert command("--proj_type", "kronecker", "--min_m", "1", "--max_m", "64") == 0
+    assert command("--proj_type", "kronecker", "--min_m", "1", "--max_m", "64", drawn=True) == 0
     summary = command.table("summary")
     assert summary["eps_95"].notna().all()
     assert summary["m"].min() == 2
@@ -290,7 +294,7 @@ def test_test_samples_as_queries_report_their_energy_outside_the_range(command, 
 
 
 def test_predicting_alone_draws_no_sketch(command, finished):
-    assert command("--predict_only") == 0
+    assert command("--predict_only", drawn=True) == 0
     assert {path.name for path in command.run.iterdir()} == FILES - {"trials.csv"}
     assert "sketches" not in command.config["seconds"]
     assert "eps_95" not in command.table("summary")
@@ -342,7 +346,7 @@ def test_ratios_without_a_value_are_counted_in_the_tables_and_said_once(tmp_path
     monkeypatch.setitem(pairs.PAIRS, ("mnist", "lr"), functools.partial(pair, loss=loss))
     command = Command(tmp_path, tmp_path / "checkpoints")
     # test queries are drawn whatever their gradients; training ones among those that are not zero
-    assert command("--test_mode", "test") == 0
+    assert command("--test_mode", "test", drawn=True) == 0
     (num_bad,) = command.table("trials")["num_bad"].unique()
     assert 0 < num_bad < 20
     summary = command.table("summary")
@@ -361,7 +365,7 @@ def test_errors_against_a_reference_sketch_are_those_against_exact_scores_within
     assert command(*options) == 0
     exact = command.table("summary")
     shutil.rmtree(command.run)
-    assert command(*options, "--reference", "sketch", "--reference_m", "512") == 0
+    assert command(*options, "--reference", "sketch", "--reference_m", "512", drawn=True) == 0
     assert "share of the reference in the variance of measured ratios" in capsys.readouterr().out
     assert {path.name for path in command.run.iterdir()} == FILES
     found = command.table("summary")
@@ -391,7 +395,7 @@ CROSS = ("--scores", "cross", "--num_train_grads", "15", "--num_trials", "3", "-
 
 
 def test_scores_of_pairs_have_tables_slopes_and_a_folder_of_their_own(command, capsys):
-    assert command(*CROSS, "--test_mode", "test", "--ridge_correction") == 0
+    assert command(*CROSS, "--test_mode", "test", "--ridge_correction", drawn=True) == 0
     assert {path.name for path in command.run.iterdir()} == FILES | {"queries.csv", "slopes.csv"}
     assert "_test_cross_num_train_grads_15" in command.run.name
     assert "pairs: 15 training gradients with 20 queries" in capsys.readouterr().out
@@ -412,13 +416,6 @@ def test_scores_of_pairs_have_tables_slopes_and_a_folder_of_their_own(command, c
     assert (advice["m"].dropna() >= advice["d_lambda"][advice["m"].notna()]).all()
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Draw nothing: that takes longer than the rest."""
-    monkeypatch.setattr(cross_figure, "draw_cross_errors", lambda *args: None)
-
-
-@pytest.mark.usefixtures("undrawn")
 def test_training_queries_have_no_part_in_the_kernel(command):
     assert command(*CROSS) == 0
     assert "_num_train_60_cross_num_train_grads_15" in command.run.name
@@ -426,7 +423,6 @@ def test_training_queries_have_no_part_in_the_kernel(command):
     assert command.table("queries")["kernel_share"].abs().max() < 1e-9
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_pairs_of_explicit_projections_agree_with_the_closed_form(command):
     assert command(*CROSS, "--test_mode", "test", "--proj_type", "rademacher", "--min_m", "32") == 0
     summary = command.table("summary")
@@ -442,7 +438,6 @@ def test_pairs_predicted_alone_draw_no_sketch(command):
     assert command.table("slopes")["predicted_slope"].notna().any()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_of_pairs_goes_on_to_the_same_numbers(command, capsys):
     assert command(*CROSS) == 0
     expected = table_bytes(command.run)
@@ -587,7 +582,7 @@ def stop_midway(command, sent):
 def assert_same_numbers(command, other):
     for name in ("trials", "summary", "spectrum", "effective_dimension", "recommendation"):
         assert (command.run / f"{name}.csv").read_bytes() == (other.run / f"{name}.csv").read_bytes()
-    assert {path.name for path in command.run.iterdir()} == FILES
+    assert {path.name for path in command.run.iterdir()} == UNDRAWN
 
 
 def test_killed_midway_the_same_command_ends_with_the_numbers_of_an_uninterrupted_run(command, uninterrupted, capsys):

@@ -111,7 +111,7 @@ def test_without_a_recipe_the_model_is_taken_as_it_is_and_nothing_is_stored(tmp_
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, one_thread):
+def run(tmp_path, monkeypatch, capsys, one_thread, undrawn):
     """Run a script in this process; return exit status, stdout, stderr."""
 
     def call(experiment, *options):
