@@ -5,6 +5,8 @@ Nothing here shares code with `common/`: every formula is written out with d x d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mpmath
 import torch
 from torch import Tensor
@@ -79,11 +81,12 @@ def influence_in_many_digits(train: Tensor, queries: Tensor, ridge: float, digit
         system = G * G.T
         for i in range(system.rows):
             system[i, i] += len(train) * mpmath.mpf(ridge)
+        solve = solver_in_many_digits(system)
         scores = []
         for query in queries.tolist():
             q = mpmath.matrix(query)
             inner = G * q
-            outside = (q.T * q)[0] - (inner.T * mpmath.lu_solve(system, inner))[0]
+            outside = (q.T * q)[0] - (inner.T * solve(inner))[0]
             scores.append(float(outside / mpmath.mpf(ridge)))
     return scores
 
@@ -92,13 +95,19 @@ def sketched_influence_in_many_digits(P: Tensor, train: Tensor, queries: Tensor,
     """Return φ̃_λ(q) of every row of `queries`, in 60 digits: P is taken as it is, whatever its rounding."""
     with mpmath.workdps(60):
         transposed = mpmath.matrix(P.T.tolist())
-        system, scores = mpmath.eye(len(P)) * mpmath.mpf(ridge), []
         sketched = mpmath.matrix(train.tolist()) * transposed
-        system += sketched.T * sketched / len(train)
+        solve = solver_in_many_digits(mpmath.eye(len(P)) * mpmath.mpf(ridge) + sketched.T * sketched / len(train))
+        scores = []
         for query in queries.tolist():
             q = (mpmath.matrix([query]) * transposed).T
-            scores.append(float((q.T * mpmath.lu_solve(system, q))[0]))
+            scores.append(float((q.T * solve(q))[0]))
     return scores
+
+
+def solver_in_many_digits(system: mpmath.matrix) -> Callable[[mpmath.matrix], mpmath.matrix]:
+    """Return b -> A⁻¹b. A is factored once; `mpmath.lu_solve` does so for every b."""
+    factors, swaps = mpmath.mp.LU_decomp(system)
+    return lambda b: mpmath.mp.U_solve(factors, mpmath.mp.L_solve(factors, b, swaps))
 
 
 def effective_dimension(train: Tensor, ridge: float) -> float:
