@@ -13,6 +13,7 @@ from common.experiments.error_sweep import predict
 from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
+from tests.drawn import kept_figures, lines
 from tests.geometries import geometry_from
 from tests.reference import DenseGradients
 
@@ -42,23 +43,17 @@ def make_table(geometry, measured=True, ridges=None, ms=None, ridge_correction=F
 
 
 @pytest.fixture
-def draw(geometry, tmp_path, monkeypatch):
-    """Draw into `tmp_path` and return the figure as well."""
-    kept = []
-    save = spectrum_figure.save_figure
-    monkeypatch.setattr(
-        spectrum_figure, "save_figure", lambda figure, folder: (kept.append(figure), save(figure, folder))
-    )
+def draw(geometry, tmp_path):
+    """Return a function that draws a table and returns the figure; it is written to `tmp_path` only if so wished."""
 
-    def run(table):
-        spectrum_figure.draw_spectrum_bounds(tmp_path, table, ExactSpectrum(geometry.eigenvalues), geometry.rank, TITLE)
-        return kept[-1]
+    def run(table, save=False):
+        with pytest.MonkeyPatch.context() as patch:
+            kept = kept_figures(patch, spectrum_figure, save)
+            spectrum = ExactSpectrum(geometry.eigenvalues)
+            spectrum_figure.draw_spectrum_bounds(tmp_path, table, spectrum, geometry.rank, TITLE)
+        return kept[0]
 
     return run
-
-
-def lines(axes, style):
-    return [line for line in axes.lines if line.get_linestyle() == style and len(line.get_xdata()) > 2]
 
 
 def points(axes):
@@ -66,7 +61,7 @@ def points(axes):
 
 
 def test_png_and_pdf_are_there_and_the_picture_is_not_blank(draw, tmp_path, geometry):
-    draw(make_table(geometry))
+    draw(make_table(geometry), save=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.pdf", "figure.png"]
     assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF-")
     image = matplotlib.image.imread(tmp_path / "figure.png")
@@ -97,7 +92,8 @@ def test_every_ridge_has_points_and_a_line_of_one_colour_in_both_upper_panels(dr
 @pytest.mark.parametrize("measured", [True, False])
 def test_ridge_corrected_scores_are_hollow_points_and_dashed_lines_of_the_same_colour(draw, geometry, measured):
     table = make_table(geometry, measured, ridge_correction=True)
-    for axes, name in zip(draw(table).axes[:2], ("eps_95", "mean_ratio"), strict=True):
+    figure = draw(table)
+    for axes, name in zip(figure.axes[:2], ("eps_95", "mean_ratio"), strict=True):
         hollow = [dots for dots in points(axes) if str(dots.get_markerfacecolor()) == "white"]
         dashed = [line for line in lines(axes, "--") if str(line.get_color()) != "black"]
         assert len(hollow) == (len(RIDGES) if measured else 0)
@@ -106,7 +102,7 @@ def test_ridge_corrected_scores_are_hollow_points_and_dashed_lines_of_the_same_c
             assert tuple(line.get_color()) == tuple(solid.get_color())
         for (_, cells), dots in zip(table.groupby("lambda"), hollow, strict=False):
             np.testing.assert_allclose(dots.get_ydata(), cells[f"corrected_{name}"])
-    assert "ridge corrected" in draw(table).axes[0].get_legend().get_title().get_text()
+    assert "ridge corrected" in figure.axes[0].get_legend().get_title().get_text()
     assert "corrected" not in draw(make_table(geometry, measured)).axes[0].get_legend().get_title().get_text()
 
 
@@ -175,7 +171,7 @@ def test_the_title_says_what_was_measured(draw, geometry):
     ids=["one_cell", "one_small_cell", "many_ridges", "tiny_effective_dimension"],
 )
 def test_unusual_grids_are_drawn_without_a_warning(draw, geometry, tmp_path, changes):
-    draw(make_table(geometry, **changes))
+    draw(make_table(geometry, **changes), save=True)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
@@ -184,7 +180,7 @@ def test_cells_without_a_number_are_left_out_of_the_picture_without_a_warning(dr
     table.loc[table["lambda"] == RIDGES[0], ["eps_95", "mean_ratio"]] = np.nan
     draw(table)
     table[["eps_95", "mean_ratio"]] = np.nan
-    draw(table)
+    draw(table, save=True)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
@@ -200,7 +196,7 @@ def test_the_same_numbers_give_the_same_files(geometry, tmp_path):
 
 def test_figures_are_closed_and_styles_restored(draw, geometry):
     before = dict(plt.rcParams)
-    draw(make_table(geometry))
+    draw(make_table(geometry), save=True)
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
 
@@ -212,9 +208,8 @@ def test_measured_tables_may_have_more_columns(draw, geometry):
 
 def test_what_a_reference_sketch_shows_is_not_called_the_spectrum_of_f(geometry, tmp_path):
     spectrum = SketchedSpectrum(geometry.eigenvalues)
-    figures = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spectrum_figure, "save_figure", lambda figure, folder: figures.append(figure))
+        figures = kept_figures(patch, spectrum_figure, save=False)
         spectrum_figure.draw_spectrum_bounds(tmp_path, make_table(geometry), spectrum, geometry.rank, TITLE)
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles[2] == f"Spectrum of the reference sketch, M = {spectrum.size}"
