@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 
@@ -10,8 +12,9 @@ import pandas as pd
 import pytest
 
 import hyperparam_selection
-from common.experiments import lds_figure, script
+from common.experiments import script
 from common.gradients.layer_gradients import LayerwiseGradients
+from tests.drawn import draw_nothing
 
 TOY = ["--model", "lr", "--num_train", "200", "--num_test_grads", "300", "--num_trials", "2", "--max_m", "256"]
 TOY += ["--lambda_exp_min", "-3", "--lambda_exp_max", "1", "--num_subsets", "20"]
@@ -23,26 +26,43 @@ def benchmark_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("benchmarks")
 
 
-@pytest.fixture
-def run(tmp_path, benchmark_dir, monkeypatch, capsys):
-    """Run the script in this process; return exit status, stdout, stderr and the only result folder (or None)."""
-
-    def call(*options, output="results"):
-        folders = ["--output_dir", str(tmp_path / output), "--benchmark_dir", str(benchmark_dir)]
-        folders += ["--cache_dir", str(tmp_path / "cache")]
-        monkeypatch.setattr(sys, "argv", ["hyperparam_selection.py", *options, *folders])
+def run_script(folder, benchmark_dir, *options, drawn=False):
+    """Run the script in this process; return its exit status and its only result folder (or None)."""
+    folders = ["--output_dir", str(folder), "--benchmark_dir", str(benchmark_dir)]
+    folders += ["--cache_dir", str(benchmark_dir / "cache")]
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            draw_nothing(patch)
+        patch.setattr(sys, "argv", ["hyperparam_selection.py", *folders, *options])
         with pytest.raises(SystemExit) as stop:
             script.run_script(hyperparam_selection.main)
-        out = capsys.readouterr()
-        found = list((tmp_path / output).glob("hyperparam_selection/*"))
-        return stop.value.code, out.out, out.err, found[0] if len(found) == 1 else None
+    found = list(folder.glob("hyperparam_selection/*"))
+    return stop.value.code, found[0] if len(found) == 1 else None
+
+
+@pytest.fixture
+def run(tmp_path, benchmark_dir, capsys):
+    """Return options -> exit status, stdout, stderr and the only result folder (or None)."""
+
+    def call(*options, output="results", drawn=False):
+        status, found = run_script(tmp_path / output, benchmark_dir, *options, drawn=drawn)
+        return (status, *capsys.readouterr(), found)
 
     return call
 
 
-def test_a_run_writes_every_file_and_ends_in_a_recommendation(run):
-    status, out, _, folder = run(*TOY)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, benchmark_dir):
+    """Return the folder of a finished run, and what it said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status, folder = run_script(tmp_path_factory.mktemp("finished"), benchmark_dir, *TOY, drawn=True)
     assert status == 0
+    return folder, said.getvalue()
+
+
+def test_a_run_writes_every_file_and_ends_in_a_recommendation(finished):
+    folder, out = finished
     assert {path.name for path in folder.iterdir()} == FILES
     last_words = out.strip().splitlines()[-2]
     assert last_words.startswith(("Recommendation: m = ", "No recommendation: "))
@@ -54,9 +74,8 @@ def test_a_run_writes_every_file_and_ends_in_a_recommendation(run):
     assert (summary[["val_num_bad", "test_num_bad"]] == 0).all(axis=None)
 
 
-def test_a_second_run_needs_no_gradient_and_gives_the_same_bytes(run, monkeypatch):
-    monkeypatch.setattr(lds_figure, "draw_hyperparam_selection", lambda *args: None)  # it takes longer than the rest
-    options = (*TOY, "--num_test_grads", "100", "--num_trials", "1")
+def test_a_second_run_needs_no_gradient_and_gives_the_same_bytes(run, tmp_path, monkeypatch):
+    options = (*TOY, "--num_test_grads", "100", "--num_trials", "1", "--cache_dir", str(tmp_path / "cache"))
     _, _, _, first = run(*options, output="first")
     assert json.loads((first / "config.json").read_text())["geometry_from_cache"] is False
     monkeypatch.setattr(LayerwiseGradients, "_run_pass", None)
@@ -90,8 +109,8 @@ def test_a_reference_sketch_takes_the_place_of_exact_scores_and_leaves_those_of_
     assert (left.abs() < 2 * loss).all(), unsketched
 
 
-def test_the_choice_maximises_validation_lds_at_the_largest_m_and_never_sees_test_lds(run):
-    _, _, _, folder = run(*TOY)
+def test_the_choice_maximises_validation_lds_at_the_largest_m_and_never_sees_test_lds(finished):
+    folder, _ = finished
     chosen = json.loads((folder / "selection.json").read_text())
     trials = pd.read_csv(folder / "trials.csv")
     largest = trials[trials["m"] == 256].groupby("lambda")["val_lds"].mean()
@@ -131,7 +150,7 @@ def test_prediction_and_measurement_agree_on_a_real_workload(run):
 
 
 def test_corrected_scores_have_columns_of_their_own(run):
-    status, _, _, folder = run(*TOY, "--ridge_correction")
+    status, _, _, folder = run(*TOY, "--ridge_correction", drawn=True)
     assert status == 0
     summary = pd.read_csv(folder / "summary.csv")
     sketched = summary[np.isfinite(summary["m"])]
@@ -142,7 +161,7 @@ def test_corrected_scores_have_columns_of_their_own(run):
 
 
 def test_predictions_alone_of_a_projection_without_a_closed_form_have_every_m_and_no_number(run):
-    status, out, _, folder = run(*TOY, "--predict_only", "--proj_type", "kronecker")
+    status, out, _, folder = run(*TOY, "--predict_only", "--proj_type", "kronecker", drawn=True)
     assert status == 0
     by_m = pd.DataFrame(json.loads((folder / "selection.json").read_text())["by_m"])
     assert by_m["m"].tolist() == json.loads((folder / "config.json").read_text())["ms"]
@@ -151,7 +170,7 @@ def test_predictions_alone_of_a_projection_without_a_closed_form_have_every_m_an
 
 
 def test_predict_only_draws_no_sketch_and_still_recommends(run):
-    status, out, _, folder = run(*TOY, "--predict_only")
+    status, out, _, folder = run(*TOY, "--predict_only", drawn=True)
     assert status == 0
     assert not (folder / "trials.csv").exists()
     assert "not measured" in out or "No recommendation" in out
