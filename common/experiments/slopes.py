@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # not scipy.stats, whose import takes a second
 
 THEOREM = -0.5
 # closer to d_λ the bias of a sketch, which falls faster, is still a part of the error
@@ -56,7 +56,7 @@ def _interval(slopes: np.ndarray) -> dict[str, float | bool | None]:
     mean, count = slopes.mean(), len(slopes)
     half = np.nan
     if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * slopes.std(ddof=1) / count**0.5
+        half = stdtrit(count - 1, 0.975) * slopes.std(ddof=1) / count**0.5
     low, high = mean - half, mean + half
     inside = bool(low <= THEOREM <= high) if np.isfinite(half) else None
     return {"slope": mean, "slope_low": low, "slope_high": high, "minus_half_inside": inside}
