@@ -11,7 +11,7 @@ from torch import nn
 
 from common.workloads.precision import copied
 from common.workloads.records import Examples
-from common.workloads.running import run_model
+from common.workloads.running import run_model, without_graph
 
 
 def autocast_dtypes(model: nn.Module, one: Examples) -> set[torch.dtype]:
@@ -24,8 +24,8 @@ def autocast_dtypes(model: nn.Module, one: Examples) -> set[torch.dtype]:
             found.add(region.fast_dtype)
         return really_enter(region)
 
-    with torch.no_grad(), _regions(enter, torch.autocast.__exit__):
-        run_model(model, one.inputs)
+    with _regions(enter, torch.autocast.__exit__):
+        without_graph(lambda: run_model(model, one.inputs))
     return found
 
 

@@ -16,7 +16,7 @@ from common.foundations import storage, tensor_files
 from common.foundations.seeds import isolated_rng
 from common.gradients.one_at_a_time import gradients
 from common.gradients.planning import GradientPlan
-from common.workloads.running import run_model
+from common.workloads.running import run_model, without_graph
 
 PROBES = 16
 
@@ -70,8 +70,7 @@ def describe(plan: GradientPlan, checkpoint: str, workload_file: Path | None = N
 
 def probe_losses(plan: GradientPlan) -> list[float]:
     """Return the losses of a few samples spread over all: another loss, or model function, gives others."""
-    with torch.no_grad():
-        return [value for losses in _losses(plan) for value in losses.tolist()]
+    return without_graph(lambda: [value for losses in _losses(plan) for value in losses.tolist()])
 
 
 def _losses(plan: GradientPlan) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from common.gradients.layer_shares import Capture, matrix_shape
 from common.gradients.one_at_a_time import gradients, one_gradient
 from common.workloads.precision import in_dtype, match_inputs
 from common.workloads.records import Examples, Loss
-from common.workloads.running import run_model
+from common.workloads.running import run_model, without_graph
 
 SEED, STREAM = 42, 1_000_007
 SPREAD = 8
@@ -67,8 +67,8 @@ class Subject:
     def losses(self, rows: Tensor) -> Tensor:
         """Return the losses of a batch of samples."""
         batch = self.batch(rows)
-        with torch.no_grad(), default_dtype(self.dtype):
-            return self.loss(run_model(self.model, batch.inputs), batch.targets)
+        with default_dtype(self.dtype):
+            return without_graph(lambda: self.loss(run_model(self.model, batch.inputs), batch.targets)).detach()
 
     def one_by_one(self, rows: Tensor) -> list[dict[str, Tensor]]:
         """Return the gradient of each sample by plain autograd: parameter name -> gradient."""

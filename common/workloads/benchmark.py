@@ -29,7 +29,7 @@ from common.foundations.errors import UserError
 from common.foundations.seeds import isolated_rng
 from common.workloads import training
 from common.workloads.records import GroundTruth, Workload
-from common.workloads.running import run_model
+from common.workloads.running import run_model, without_graph
 from common.workloads.subset_models import GROUP_SIZE, SEED, group_manifest, group_record, make_groups, random_half
 
 
@@ -173,9 +173,13 @@ def describe(workload: Workload) -> dict:
     """
     model = training.fresh_model(workload, SEED).eval()
     few = workload.test.subset(slice(4))
-    with torch.no_grad(), isolated_rng():
+
+    def losses() -> list[float]:
         outputs = run_model(model, few.inputs)
-        probe = [*workload.loss(outputs, few.targets).tolist(), float(workload.objective(outputs, few.targets))]
+        return [*workload.loss(outputs, few.targets).tolist(), workload.objective(outputs, few.targets).item()]
+
+    with isolated_rng():
+        probe = without_graph(losses)
     return {
         **storage.versions(),
         **describe_inputs(workload),

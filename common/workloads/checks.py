@@ -22,7 +22,7 @@ from common.workloads.field_checks import (
     type_name,
 )
 from common.workloads.records import Examples, Workload
-from common.workloads.running import RANDOM, complete, draws_random_numbers, reaches, run_model
+from common.workloads.running import NEEDS_GRAPH, RANDOM, complete, draws_random_numbers, reaches, run_model
 from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
 
 SEARCH_BATCH = 64
@@ -39,8 +39,9 @@ def check_workload(returned: object, path: Path) -> Workload:
     model = _make_model(workload, path)
     for part in ("train", "test"):
         few = getattr(workload, part).subset(slice(BATCH))
-        _check_losses(workload, model, part, few, path)
-        _check_correct(workload, model, few, path)
+        with torch.set_grad_enabled(_differentiates(workload, model, few)):
+            _check_losses(workload, model, part, few, path)
+            _check_correct(workload, model, few, path)
     _check_gradients(workload, model, path)
     check_training(workload, path)
     return workload
@@ -137,7 +138,16 @@ def _outputs_and_losses(workload: Workload, model: nn.Module, few: Examples, pat
     return outputs, losses
 
 
-@torch.no_grad()
+def _differentiates(workload: Workload, model: nn.Module, few: Examples) -> bool:
+    """Whether the model or the loss differentiate something themselves, which torch.no_grad() forbids."""
+    try:
+        with torch.no_grad():
+            workload.loss(run_model(model, few.inputs), few.targets)
+    except Exception as error:  # whatever the user's code raises is said where it is checked
+        return NEEDS_GRAPH in str(error)
+    return False
+
+
 def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples, path: Path) -> None:
     try:
         _, together = _outputs_and_losses(workload, model, few, path)
@@ -171,7 +181,6 @@ def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples
         )
 
 
-@torch.no_grad()
 def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Path) -> None:
     if workload.correct is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from common.workloads.records import Inputs, map_tensors
 
+Result = TypeVar("Result")
+NEEDS_GRAPH = "does not require grad and does not have a grad_fn"
+"""What torch says where a model or a loss differentiates by its inputs, as for an equation, under torch.no_grad()."""
 RANDOM = "the loss is random in eval mode; dropout and noise must follow model.training"
 """What is said of a model whose losses differ because it draws random numbers."""
 
@@ -32,6 +35,18 @@ def run_model(model: Callable[..., Any], inputs: Inputs) -> Any:
         if isinstance(inputs, dict):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def without_graph(run: Callable[[], Result]) -> Result:
+    """Return what a function gives under torch.no_grad(), or without it where the function itself differentiates."""
+    try:
+        with torch.no_grad():
+            return run()
+    except RuntimeError as error:
+        if NEEDS_GRAPH not in str(error):
+            raise
+    with torch.enable_grad():
+        return run()
 
 
 def draws_random_numbers(run: Callable[[], object], device: torch.device | str) -> bool:
@@ -100,7 +115,6 @@ def complete(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return the model, whose lazy layers have learnt the sizes of their parameters from (B, ...) inputs."""
     if any(is_lazy(p) for p in [*model.parameters(), *model.buffers()]):
         training = model.training
-        with torch.no_grad():
-            run_model(model.eval(), inputs)
+        without_graph(lambda: run_model(model.eval(), inputs))
         model.train(training)
     return model

@@ -12,7 +12,7 @@ from common.foundations.errors import UserError
 from common.foundations.seeds import isolated_rng
 from common.workloads.precision import copied
 from common.workloads.records import Examples, Inputs, Workload, map_tensors
-from common.workloads.running import backward_pass, run_model
+from common.workloads.running import NEEDS_GRAPH, backward_pass, run_model
 
 BATCH = 64
 """Samples in a batch of the pass over all."""
@@ -85,7 +85,6 @@ def sample_without_gradient(workload: Workload, model: nn.Module, indices: Tenso
     return None
 
 
-@torch.no_grad()
 def _check_all(workload: Workload, model: nn.Module, device: torch.device | str) -> None:
     with isolated_rng(device):
         for part, name in PARTS.items():
@@ -103,11 +102,19 @@ def _check_all(workload: Workload, model: nn.Module, device: torch.device | str)
                 raise UserError(failure)
 
 
-@torch.no_grad()
 def _failure(
     name: str, workload: Workload, model: nn.Module, batch: Examples, with_objective: bool = False
 ) -> str | None:
     """Return what is wrong with the samples of a batch, which messages call `name`; None where nothing is."""
+    with torch.no_grad():
+        found = _what_fails(name, workload, model, batch, with_objective)
+    if found is not None and NEEDS_GRAPH in found:
+        with torch.enable_grad():
+            found = _what_fails(name, workload, model, batch, with_objective)
+    return found
+
+
+def _what_fails(name: str, workload: Workload, model: nn.Module, batch: Examples, with_objective: bool) -> str | None:
     try:
         outputs = run_model(model, batch.inputs)
     except Exception as error:  # a user's model may raise anything

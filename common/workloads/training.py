@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
 from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
-from common.workloads.running import complete, run_model
+from common.workloads.running import complete, run_model, without_graph
 from common.workloads.samples import sample_without_gradient
 
 SMALL_MODEL = 1_000_000
@@ -179,7 +180,6 @@ def evaluate_accuracy(
     return _evaluate(correct, model, examples, device, batch_size).double().mean().item()
 
 
-@torch.no_grad()
 def _evaluate(
     measure: Callable[[Any, Tensor], Tensor],
     model: nn.Module,
@@ -188,10 +188,14 @@ def _evaluate(
     batch_size: int,
 ) -> Tensor:
     model.eval().to(device)
+
+    def measured(batch: Examples) -> Tensor:
+        return measure(run_model(model, batch.inputs), batch.targets)
+
     found = []
     for start in range(0, len(examples), batch_size):
         batch = examples.subset(slice(start, start + batch_size)).to(device)
-        found.append(measure(run_model(model, batch.inputs), batch.targets).cpu())
+        found.append(without_graph(partial(measured, batch)).detach().cpu())
     return torch.cat(found)
 
 

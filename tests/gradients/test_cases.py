@@ -37,10 +37,10 @@ REFUSED = {
     "badgrad starts from; it must be finite",
     "late_label_out_of_range": "training sample 57: label 3; the loss accepts 0..2",
 }
-SINGLY = {"gradient_hook", "moe_mixed", "moe_ordered", "packed_lstm", "straight_through", "unpad"}
+SINGLY = {"gradient_hook", "moe_mixed", "moe_ordered", "packed_lstm", "second_derivative", "straight_through", "unpad"}
 """Which torch.func.vmap cannot run: boolean masks, packed sequences, hooks, functions with their own backward."""
-ALONE = {"ckpt_reentrant", "jit_script", "straight_through"}
-"""With parameters used where nobody can see it: in checkpoints, scripts, and that function."""
+ALONE = {"ckpt_reentrant", "jit_script", "second_derivative", "straight_through"}
+"""With parameters used where nobody can see it: in checkpoints, scripts, derivatives by the inputs, that function."""
 CASES = Path(cases.__path__[0])
 NAMES = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common.workloads.records import Examples, TrainingRecipe, Workload
-from common.workloads.running import backward_pass, complete, draws_random_numbers, reaches, run_model
+from common.workloads.running import backward_pass, complete, draws_random_numbers, reaches, run_model, without_graph
 from common.workloads.training import fresh_model, train_model
 
 
@@ -25,6 +25,18 @@ def test_several_inputs_are_the_models_arguments_and_stay_as_they_are(form):
 def test_random_numbers_are_seen_by_the_generator_that_they_change():
     assert draws_random_numbers(lambda: torch.rand(1), "cpu")
     assert not draws_random_numbers(lambda: torch.rand(1, generator=torch.Generator()), "cpu")
+
+
+def test_a_graph_is_kept_only_where_a_function_differentiates_itself():
+    weight = torch.ones(2, requires_grad=True)
+
+    def slope():
+        return torch.autograd.grad((weight**2).sum(), weight)[0] * weight
+
+    assert without_graph(slope).tolist() == [2, 2]
+    assert not without_graph(lambda: weight * 2).requires_grad
+    with pytest.raises(RuntimeError, match="size"):
+        without_graph(lambda: weight + torch.ones(3))
 
 
 def test_fused_transformer_layers_are_off_while_a_model_runs_and_then_as_before():
