@@ -43,8 +43,9 @@ def real(toy_benchmarks):
     return gradients, geometry_from(gradients, NUM_TRAIN, torch.arange(NUM_TRAIN + NUM_QUERIES)), plan
 
 
-@pytest.fixture(params=["normal", "rademacher", "sjlt", "tensorsketch"])
-def audited(request, real, tmp_path):
+@pytest.fixture(scope="module", params=["normal", "rademacher", "sjlt", "tensorsketch"])
+def audited(request, real, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
     gradients, geometry, plan = real
     if request.param == "tensorsketch":
         sketch = TensorSketch(flat_parameters(plan.model), M, 5, 0)
@@ -54,8 +55,8 @@ def audited(request, real, tmp_path):
         projector = make_projector(request.param, seed=5)
         unit = projector.reduce(projector.project(gradients, M, trial=0), M).T.double()
         rows = (unit * geometry.norms[:, None]).float()
-    train = save_npy(tmp_path / "train.npy", rows[:NUM_TRAIN])
-    return cases.audit(cases.options(train, save_npy(tmp_path / "queries.npy", rows[NUM_TRAIN:])))
+    train = save_npy(folder / "train.npy", rows[:NUM_TRAIN])
+    return cases.audit(cases.options(train, save_npy(folder / "queries.npy", rows[NUM_TRAIN:])))
 
 
 def test_dimension_errors_and_error_bars_are_those_of_the_unsketched_problem(audited, real):

@@ -19,6 +19,7 @@ import torch
 from common.experiments import script
 from common.workloads import pairs
 from tests.documents import PAGES, ROOT, anchors, code_spans, commands, links, read, sections, tables
+from tests.drawn import draw_nothing
 from tests.experiments.audit import cases as audit_cases
 from tests.tiny import write_tiny
 
@@ -74,9 +75,14 @@ def main_of(name: str) -> Callable[[], None]:
     return runpy.run_path(str(ROOT / name))["main"]
 
 
-def run(name: str, *options: str) -> int:
-    """Run a script in this process, as from the repository's folder; return its exit status."""
+def run(name: str, *options: str, drawn: bool = False) -> int:
+    """Run a script in this process, as from the repository's folder, without figures unless so wished.
+
+    Return its exit status.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            draw_nothing(patch)
         patch.setattr(sys, "argv", [name, *options])
         patch.chdir(ROOT)
         with pytest.raises(SystemExit) as stop:
@@ -251,7 +257,7 @@ def finished(tmp_path_factory):
     (cross,) = (folder / "cross").glob("spectrum_bounds/*")
     compared = ["--runs", *map(str, folders[:2]), "--min_m", "32"]
     compared += [f"--{option}={folder / option}" for option in ("output_dir", "benchmark_dir", "data_dir")]
-    assert run("projection_cost.py", *compared) == 0
+    assert run("projection_cost.py", *compared, drawn=True) == 0
     folders += (folder / "output_dir").glob("projection_cost/*")
     found = {path.parent.name: path for path in folders} | {"bench": ROOT / "results" / "bench"}
     return found | {"spectrum_bounds --scores cross": cross}

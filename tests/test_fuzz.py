@@ -149,14 +149,14 @@ def workload(tmp_path):
     return write_tiny(tmp_path)
 
 
-@settings(max_examples=15, **FIXED)
+@settings(max_examples=10, **FIXED)
 @given(line=command_lines())
 def test_a_random_command_line_succeeds_whole_or_is_one_line(line, workload, toy_benchmarks, capsys):
     check(*line, workload, toy_benchmarks, capsys)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, **FIXED)
+@settings(max_examples=100, **FIXED)
 @given(line=command_lines())
 def test_many_random_command_lines_succeed_whole_or_are_one_line(line, workload, toy_benchmarks, capsys):
     check(*line, workload, toy_benchmarks, capsys)

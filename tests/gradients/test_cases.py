@@ -117,6 +117,7 @@ def test_named_inputs_that_the_model_does_not_take_are_said_to_be_its_arguments(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_case_goes_through_the_command_line(name, tmp_path, monkeypatch, capsys):

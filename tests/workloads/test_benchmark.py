@@ -336,7 +336,7 @@ def killed_and_resumed(folder, kills, epochs, num_subsets, rng):
     return hits
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_numbers_of_an_uninterrupted_run(tmp_path, kills):
     # no kill waits for more than two groups, so that the last one still finds something to do
     epochs, num_subsets = 6, GROUP_SIZE * 3 * kills
