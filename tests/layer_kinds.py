@@ -135,6 +135,14 @@ def _per_sample_jacobian(x: Tensor, weight: Tensor) -> Tensor:
 
 VECTORS, SEQUENCES, IMAGES = (6, 4), (6, 5, 4), (6, 4, 5, 5)
 
+
+def _changed_through_a_view(x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+    changed = w.clone()
+    row = changed[0]
+    row.mul_(scale)
+    return x @ changed
+
+
 LAYER_BY_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: Through(nn.Conv1d(5, 6, 2, stride=2)), SEQUENCES),
     "conv1d_depthwise": (lambda: Through(nn.Conv1d(5, 10, 3, groups=5, padding="same")), SEQUENCES),
@@ -204,6 +212,13 @@ LAYER_BY_LAYER: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         VECTORS,
     ),
     "matmul": (lambda: Weights(lambda x, w, b: x @ w + b, (4, 6), (6,)), SEQUENCES),
+    "complex_weight": (
+        lambda: Weights(
+            lambda x, w, v: torch.view_as_real(torch.complex(x, x) @ torch.complex(w, v)).flatten(1), (4, 3), (4, 3)
+        ),
+        VECTORS,
+    ),
+    "changed_through_a_view": (lambda: Weights(_changed_through_a_view, (4, 6), (6,)), VECTORS),
     "mm_by_name": (lambda: Weights(lambda x, w: torch.mm(x, mat2=w), (4, 6)), VECTORS),
     "one_bias_for_all": (lambda: Weights(lambda x, w, b: F.linear(x, w, b), (6, 4), (1,)), SEQUENCES),
     "matmul_from_the_left": (lambda: Weights(lambda x, w: w @ x, (3, 5)), SEQUENCES),

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from common.gradients.layer_calls import LayerCall
+from common.gradients.parameter_sources import leaf_of, nodes_behind
 
 UNSEEN = "no call that uses it is seen"
 HOOKED = "a hook changes its gradient"
@@ -33,23 +33,9 @@ def hidden_uses(
     names = {id(parameter): name for name, parameter in parameters.items() if name in wanted}
     inside = {output.node: call.inputs for call in calls for output in call.outputs}
     reached: set[str] = set()
-    waiting: list[Node | None] = [total.grad_fn]
-    seen: set[Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes_behind([total.grad_fn], inside):
         if node.name() == "CheckpointFunctionBackward":  # a reentrant checkpoint has a graph of its own
             reached.update(names.values())
-            break
-        entered = inside.get(node)
-        if entered is not None:
-            waiting += entered
-            continue
-        following = node.next_functions
-        if following:
-            waiting += [before for before, _ in following]
-        elif (name := names.get(id(getattr(node, "variable", None)))) is not None:
-            reached.add(name)
+        elif (key := leaf_of(node)) in names:
+            reached.add(names[key])
     return dict.fromkeys(sorted(reached), UNSEEN) | hooked

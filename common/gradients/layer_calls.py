@@ -8,6 +8,7 @@ does to its own dimensions.
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from common.gradients.all_at_once import ALL_AT_ONCE
 from common.gradients.layer_readers import READERS, Reading, with_dense_gradient
+from common.gradients.parameter_sources import Source, parameters_behind, view_of
 from common.gradients.recurrent import STEP_BY_STEP, is_packed
 from common.gradients.sample_level import Output, SampleLevel, is_differentiable, node_of
 
@@ -36,31 +38,6 @@ _SINGLE = {Tensor, nn.Parameter, int, float, bool, str, type(None), slice, torch
 """Kinds of arguments that hold no others."""
 _IS_DIFFERENTIABLE = vars(torch._C.TensorBase)["requires_grad"].__get__
 """What asks whether a tensor has a gradient: vmap answers no, and hooks would not be set."""
-_TRANSPOSES = (torch.t, torch.Tensor.t, *(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")))
-"""What transposes a matrix."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A trainable parameter, or a tensor computed from trainable parameters alone."""
-
-    name: str
-    """Of the parameter; `parameter, computed i` for a tensor computed from parameters."""
-    tensor: Tensor
-    """Itself: holding it keeps its identity unique."""
-    parameters: frozenset[str]
-    """Names of the parameters that it is made of."""
-    edge: GradientEdge | None = None
-    """Where the gradient of a computed tensor enters the graph of its parameters; None for what `view` describes."""
-    transposed: bool = False
-    """Whether it is the transpose of the parameter's last rows, which begin at `first_row`."""
-    first_row: int = 0
-    """The row of the parameter at which the rows of the tensor begin."""
-
-    @property
-    def is_parameter(self) -> bool:
-        """Whether it is a whole parameter as it is."""
-        return self.edge is None and not self.transposed and not self.first_row
 
 
 @dataclass(frozen=True)
@@ -130,6 +107,8 @@ class CallRecorder(TorchFunctionMode):
         self.unknown: dict[str, str] = {}
         self._wanted, self._level = wanted, level
         self._substitutes = {id(parameters[name]): tensor for name, tensor in substitutes.items()}
+        self._names = {id(p): name for name, p in parameters.items() if name not in substitutes}
+        self._numbers = itertools.count()
         self._known = {
             id(p): Source(name, p, frozenset([name])) for name, p in parameters.items() if name not in substitutes
         }
@@ -156,8 +135,10 @@ class CallRecorder(TorchFunctionMode):
             with self:
                 return _opened(func)(*args, **kwargs)
         args, kwargs = with_dense_gradient(func, args, kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        sources = {i: self._source(leaf) for i, leaf in enumerate(leaves) if id(leaf) in self._known}
         output = func(*args, **kwargs)
-        return self._recorded(func, args, kwargs, output)
+        return self._recorded(func, args, kwargs, leaves, spec, sources, output)
 
     def _agreed(self, tensor: Tensor) -> Tensor:
         values = self._level.of_all(tensor).detach().reshape(self._level.batch, -1)
@@ -169,9 +150,7 @@ class CallRecorder(TorchFunctionMode):
         leaves, spec = tree_flatten((args, kwargs))
         return tree_unflatten([self._substitutes.get(id(leaf), leaf) for leaf in leaves], spec)
 
-    def _recorded(self, func, args, kwargs, output):
-        leaves, spec = tree_flatten((args, kwargs))
-        sources = {i: self._known[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in self._known}
+    def _recorded(self, func, args, kwargs, leaves, spec, sources: dict[int, Source], output):
         data = [i for i, leaf in enumerate(leaves) if i not in sources and self._level.depends(leaf)]
         changes_first = _works_in_place(func, kwargs)
         results = [args[0]] if changes_first else [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -187,6 +166,20 @@ class CallRecorder(TorchFunctionMode):
         if changes_first:
             return self._not_understood(func, sources, output)
         return self._listed(func, leaves, spec, sources, data, reading, output)
+
+    def _source(self, tensor: Tensor) -> Source:
+        """Return what a tensor is computed from, also where it was changed in place since, through a view of it."""
+        source = self._known[id(tensor)]
+        node = node_of(tensor)
+        if source.edge is None or source.edge.node is node:
+            return source
+        return self._computed(tensor, frozenset(parameters_behind(node, self._names)))
+
+    def _computed(self, tensor: Tensor, parameters: frozenset[str]) -> Source:
+        """Remember that a tensor is computed from parameters alone."""
+        name = f"{', '.join(sorted(parameters))}, computed {next(self._numbers)}"
+        self._known[id(tensor)] = Source(name, tensor, parameters, get_gradient_edge(tensor))
+        return self._known[id(tensor)]
 
     def _not_understood(self, func, sources: dict[int, Source], output):
         names = frozenset().union(*(source.parameters for source in sources.values()))
@@ -211,7 +204,7 @@ class CallRecorder(TorchFunctionMode):
     def _read(self, func, args, kwargs, leaves, sources: dict[int, Source]) -> Reading | None:
         """Return what a reader says, unless a parameter has another role than the reader describes."""
         reading = READERS[func](*args, **kwargs) if func in READERS else None
-        if reading is None or not isinstance(reading.input, Tensor):
+        if reading is None or not isinstance(reading.input, Tensor) or reading.input.is_complex():
             return None
         roles = {id(tensor) for tensor in (reading.weight, reading.bias) if tensor is not None}
         if not all(id(leaves[position]) in roles for position in sources) or id(reading.input) in roles:
@@ -224,36 +217,13 @@ class CallRecorder(TorchFunctionMode):
     def _follow(self, func, args, leaves, sources: dict[int, Source], results: list[Tensor]) -> None:
         """Remember what is computed from parameters alone."""
         (first, *others) = sources.values()
-        view = None if others or len(results) != 1 else _view(func, args, first, results[0])
+        view = None if others or len(results) != 1 else view_of(func, args, first, results[0])
         parameters = frozenset().union(first.parameters, *(source.parameters for source in others))
         for result in results:
             if view is not None:
                 self._known[id(result)] = view
-                continue
-            name = f"{', '.join(sorted(parameters))}, computed {len(self._known)}"
-            self._known[id(result)] = Source(name, result, parameters, get_gradient_edge(result))
-
-
-def _view(func: Callable, args: tuple, source: Source, result: Tensor) -> Source | None:
-    """Return `parameter.t()`, `parameter[start:]` and `parameter[start:, :]` as what they are; None for all else."""
-    tensor = source.tensor
-    if source.edge is not None or tensor.ndim != 2 or args[0] is not tensor:
-        return None
-    transposes = func in _TRANSPOSES or (
-        func in (torch.transpose, torch.Tensor.transpose) and len(args) == 3 and {args[1] % 2, args[2] % 2} == {0, 1}
-    )
-    if transposes:
-        return Source(source.name, result, source.parameters, None, not source.transposed, source.first_row)
-    if func is not torch.Tensor.__getitem__ or source.transposed:
-        return None
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    rows, rest = index[0], index[1:]
-    if not isinstance(rows, slice) or rows.stop is not None or rows.step is not None:
-        return None
-    if any(part != slice(None) for part in rest):
-        return None
-    first_row = source.first_row + tensor.shape[0] - result.shape[0]
-    return Source(source.name, result, source.parameters, None, False, first_row)
+            else:
+                self._computed(result, parameters)
 
 
 def _mentions(known: Mapping[int, object], values: Iterable[Any]) -> bool:
