@@ -170,8 +170,10 @@ class CallRecorder(TorchFunctionMode):
     def _source(self, tensor: Tensor) -> Source:
         """Return what a tensor is computed from, also where it was changed in place since, through a view of it."""
         source = self._known[id(tensor)]
+        if source.edge is None or not self._level.is_current():
+            return source
         node = node_of(tensor)
-        if source.edge is None or source.edge.node is node:
+        if source.edge.node is node:
             return source
         return self._computed(tensor, frozenset(parameters_behind(node, self._names)))
 

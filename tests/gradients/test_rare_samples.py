@@ -95,6 +95,18 @@ def differentiates(model, hidden):
     return hidden + slope
 
 
+def differentiates_forwards(model, hidden):
+    return hidden + torch.func.jvp(lambda x: torch.tanh(model.first(x)), (hidden,), (hidden.detach(),))[1]
+
+
+def changes_through_a_view(model, hidden):
+    """Change what is computed from parameters where another name of it is used."""
+    weight = model.first.weight.clone()
+    row = weight[0]
+    row.mul_(model.scale)
+    return hidden @ weight
+
+
 def halves_a_gradient(model, hidden):
     """Change a gradient where there is one."""
     if hidden.requires_grad:
@@ -110,6 +122,8 @@ OTHERWISE = [
     hides_from_interception,
     checkpoints,
     differentiates,
+    differentiates_forwards,
+    changes_through_a_view,
     halves_a_gradient,
 ]
 
@@ -123,6 +137,7 @@ def rare_samples():
     return Examples(inputs, torch.randint(0, 3, (60,), generator=generator))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, of its forward derivatives
 @pytest.mark.parametrize("offload", ["cpu", "recompute"])
 @pytest.mark.parametrize("otherwise", OTHERWISE)
 def test_rare_samples_have_the_gradients_of_float64_backward_passes(otherwise, offload, tmp_path):
