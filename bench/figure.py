@@ -18,8 +18,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73")
 def draw_bench(folder: Path, table: pd.DataFrame, growth: pd.DataFrame) -> None:
     """Write figure.png and figure.pdf from the tables of bench_tables.join and bench_growth.measure_growth."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 7), layout="constrained")
-        panels = figure.subplot_mosaic("SSP;ndm")
+        figure = Figure(figsize=(15, 7.5), layout="constrained")
+        # a line for each of some thirty bars takes the whole height
+        panels = figure.subplot_mosaic("SSSP;ndmP", width_ratios=(1, 1, 1, 1.2))
         _draw_sweep(panels["S"], table)
         _draw_preparation(panels["P"], table[~table["what"].isin(["sweep", "whole sweep"])])
         for axis, label in GROWTH_LABELS.items():
@@ -44,15 +45,16 @@ def _draw_sweep(axes: Axes, table: pd.DataFrame) -> None:
         ylabel="seconds",
         title="One sketch and scores for all λ (mnist + mlp, normal)",
     )
-    _label_values(axes, sorted(sweep["m"].unique()))
+    _label_values(axes, sorted(sweep["m"].unique()), 9)
     axes.legend()
 
 
 def _draw_preparation(axes: Axes, preparation: pd.DataFrame) -> None:
-    names = preparation["what"] + "\n" + preparation["route"]
+    names = preparation["what"] + ": " + preparation["route"]
     is_ours = ~preparation.duplicated("what")
     bars = axes.barh(names, preparation["seconds"], color=[COLOURS[0] if ours else "0.7" for ours in is_ours])
     axes.bar_label(bars, [f" x {ratio:.3g}" for ratio in preparation["ratio_to_ours"]], fontsize=7.5)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds", title="Preparation, ratio to ours")
     axes.set_xlim(right=3 * preparation["seconds"].max())  # room for the ratios
@@ -63,11 +65,11 @@ def _draw_growth(axes: Axes, part: pd.DataFrame, label: str) -> None:
     axes.plot(part["value"], part["sketch_seconds"], "o-", color=COLOURS[0], label="one sketch and scores for all λ")
     axes.plot(part["value"], part["geometry_seconds"], "s--", color="0.45", label="geometry, once for all sketches")
     axes.set(xscale="log", yscale="log", xlabel=label)
-    _label_values(axes, sorted(part["value"].unique()))
+    _label_values(axes, sorted(part["value"].unique()), 5)
 
 
-def _label_values(axes: Axes, values: list) -> None:
-    """Mark the measured values, at most nine of them, instead of powers of ten."""
-    shown = values[:: -(-len(values) // 9)]
+def _label_values(axes: Axes, values: list, most: int) -> None:
+    """Mark the measured values, so many of them at most, instead of powers of ten."""
+    shown = values[:: -(-len(values) // most)]
     axes.set_xticks(shown, [f"{value:,.0f}" for value in shown])
     axes.set_xticks([], minor=True)

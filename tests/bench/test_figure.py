@@ -59,7 +59,7 @@ def test_the_bars_are_the_steps_of_the_preparation_with_their_ratio_to_ours(draw
     assert [bar.get_width() for bar in axes.patches] == [1.0, 3.0, 0.2]
     assert [label.get_text().split() for label in axes.texts] == [["x", "1"], ["x", "3"], ["x", "1"]]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["gradients\nlayer by layer", "gradients\none at a time", "Gram matrix\nours"]
+    assert names == ["gradients: layer by layer", "gradients: one at a time", "Gram matrix: ours"]
 
 
 @pytest.mark.parametrize("axis", ["n", "d", "m"])
