@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import resource
 from pathlib import Path
 
@@ -12,6 +13,7 @@ class AddedMemory:
     """Resident memory of this process from now on."""
 
     def __init__(self):
+        gc.collect()  # garbage that goes later would hide what is allocated meanwhile
         with contextlib.suppress(AttributeError, OSError):
             # glibc: what was freed but not given back would hide what is allocated next
             ctypes.CDLL(None).malloc_trim(0)
