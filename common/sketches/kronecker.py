@@ -117,7 +117,7 @@ class KroneckerSketch(FactoredSketch):
         wanted = self._sizes(self.parameters, m)
         parts = []
         for parameter, (place, counts), (b, a) in zip(
-            self._matrices, self._blocks(self._largest), wanted.sides, strict=True
+            self._matrices, self._places_of_blocks.values(), wanted.sides, strict=True
         ):
             block = rows[:, place].view(len(rows), *counts)
             by_rows, by_cols = self._sides[parameter.name]

@@ -16,12 +16,12 @@ from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.streamed_rows import StreamedGradients
 from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import SketchedProblem
+from common.sketches.passes import trials_of_a_pass
 from common.sketches.projectors import Projector
 from common.sketches.row_projection import RowProjection, row_projection_by
 
 # a trial is numbered below a million, so that no trial sketch shares random numbers with the reference
 REFERENCE_TRIAL = 1_000_003
-MOMENT_BYTES = 2**30
 ROWS_A_PRODUCT = 1024
 
 
@@ -114,8 +114,7 @@ class MomentSketcher:
             yield m, SketchedProblem(fisher, sketch.reduce(vectors.T, m).T)
 
     def _collect(self, first: int) -> None:
-        count = max(1, MOMENT_BYTES // (8 * self._max_m**2))
-        trials = range(first, min(self._num_trials, first + count))
+        trials = trials_of_a_pass(first, self._num_trials, 8 * self._max_m**2)
         sketches = [self._sketch(trial) for trial in trials]
         moments = collect_moments(self._gradients, sketches, self._num_train, self._scored.subsets)
         queries = project_samples(self._gradients, sketches, self._scored.query_rows)

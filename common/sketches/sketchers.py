@@ -21,10 +21,9 @@ from common.sketches.factored import FactoredSketch, rows_of_all
 from common.sketches.geometry import Geometry
 from common.sketches.influence import NEGLIGIBLE, SketchedProblem, problem_from_gram, problem_from_projection
 from common.sketches.moment_sketch import MomentSketcher
+from common.sketches.passes import trials_of_a_pass
 from common.sketches.projectors import Projector
 
-PROJECTED_BYTES = 2**30
-"""What the projections of several trials may take together."""
 LENGTH_TOLERANCE = 1e-3
 """Relative difference of lengths by factors from those by gradients; rounding makes 1e-6."""
 
@@ -80,14 +79,14 @@ class ExplicitSketcher:
     """Smallest λ that problems will be solved with: gradients that weigh nothing against it are left out."""
     num_trials: int = 1
     """Trials of the run, counted from 0."""
-    ahead: dict[int, Tensor] = field(default_factory=dict)
+    ahead: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     """Trial -> projections that an earlier pass has left, until they are asked for."""
 
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
         """Yield (m, problem) of one trial for every m of `ms`."""
         rows, num_train = self._rows_that_matter()
         if trial not in self.ahead:
-            trials = _trials_of_a_pass(trial, self.num_trials, 4 * self.max_m * len(rows))
+            trials = trials_of_a_pass(trial, self.num_trials, 4 * self.max_m * len(rows))
             found = self.projector.project_all(SomeRows(self.gradients, rows), self.max_m, trials)
             self.ahead.update(zip(trials, found, strict=True))
             del found
@@ -140,7 +139,7 @@ class FactoredSketcher:
     """(v, N) float64 weights, sparse or dense: the vectors to score are these times the unit rows."""
     num_trials: int = 1
     """Trials of the run, counted from 0."""
-    ahead: dict[int, tuple[FactoredSketch, Tensor]] = field(default_factory=dict)
+    ahead: dict[int, tuple[FactoredSketch, Tensor]] = field(default_factory=dict, init=False, repr=False)
     """Trial -> its sketch and the rows that an earlier pass has left, until they are asked for."""
 
     def problems(self, trial: int, ms: Sequence[int]) -> Iterator[tuple[int, SketchedProblem]]:
@@ -153,7 +152,7 @@ class FactoredSketcher:
 
     def _project(self, first: int) -> None:
         scales, sketch = inverse_lengths(self.norms), self.make_sketch(first)
-        trials = _trials_of_a_pass(first, self.num_trials, 4 * sketch.width * len(scales))
+        trials = trials_of_a_pass(first, self.num_trials, 4 * sketch.width * len(scales))
         sketches = [sketch, *(self.make_sketch(trial) for trial in trials[1:])]
         projected = [torch.zeros(len(scales), sketch.width, device=scales.device) for _ in trials]
         for rows, shares in self.batches():
@@ -168,11 +167,6 @@ class FactoredSketcher:
 
 Sketcher = CoordinateSketcher | ExplicitSketcher | FactoredSketcher | MomentSketcher
 """Whatever yields the problems of a trial."""
-
-
-def _trials_of_a_pass(first: int, num_trials: int, trial_bytes: int) -> range:
-    """Return the trials from `first` on whose projections fit into memory together, one at least."""
-    return range(first, max(first + 1, min(num_trials, first + PROJECTED_BYTES // trial_bytes)))
 
 
 def _measured(shares: Iterable[ParameterFactors], squares: list[Tensor]) -> Iterator[ParameterFactors]:

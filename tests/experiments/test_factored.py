@@ -9,7 +9,7 @@ from common.experiments.factored import factored_sketcher, stable_rank
 from common.experiments.options import SketchOptions
 from common.foundations.errors import UserError
 from common.gradients.planning import compute_gradients, plan_gradients
-from common.sketches import sketchers
+from common.sketches import passes as sketch_passes
 from common.sketches.basis import build_basis
 from common.sketches.geometry import ScoredVectors
 from tests import reference
@@ -57,7 +57,7 @@ def test_one_pass_serves_as_many_trials_as_there_is_room_for_and_changes_no_bit(
 
     alone, together = make(1), make(3)
     width = together.make_sketch(0).width
-    monkeypatch.setattr(sketchers, "PROJECTED_BYTES", room_for * 4 * width * len(train))
+    monkeypatch.setattr(sketch_passes, "PASS_BYTES", room_for * 4 * width * len(train))
     together = dataclasses.replace(together, batches=lambda: started.append(1) or alone.batches())
     for trial in range(3):
         for (m, found), (_, expected) in zip(

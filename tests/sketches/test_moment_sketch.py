@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.sketches import matrices, moment_sketch
+from common.sketches import matrices
+from common.sketches import passes as sketch_passes
 from common.sketches.geometry import ScoredVectors
 from common.sketches.influence import sketched_self_influence
 from common.sketches.moment_sketch import MomentSketcher, Sketch, collect_moments, project_samples
@@ -104,7 +105,7 @@ def test_no_tensor_grows_with_samples_times_anything(kind):
 
 @pytest.mark.parametrize(("trials_a_pass", "passes"), [(1, 5), (2, 3), (100, 1)])
 def test_one_pass_serves_as_many_trials_as_memory_allows(monkeypatch, trials_a_pass, passes):
-    monkeypatch.setattr(moment_sketch, "MOMENT_BYTES", 8 * MAX_M**2 * trials_a_pass)
+    monkeypatch.setattr(sketch_passes, "PASS_BYTES", 8 * MAX_M**2 * trials_a_pass)
     gradients = make_gradients()
     sketcher = MomentSketcher(gradients, make_projector("sjlt", 5), N_TRAIN, SCORED, MAX_M, num_trials=5)
     problems = [problem for trial in range(5) for _, problem in sketcher.problems(trial, [8, 32])]

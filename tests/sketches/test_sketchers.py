@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from common.sketches import matrices, sketchers
+from common.sketches import matrices
+from common.sketches import passes as sketch_passes
 from common.sketches.influence import sketched_self_influence
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher
@@ -137,7 +138,7 @@ def test_one_pass_serves_as_many_trials_as_there_is_room_for_and_changes_no_bit(
     _, gradients, geometry = make_problem_data()
     weights, projector = geometry.scored.weights(geometry.norms), make_projector(kind, 5, sparsity)
     alone = ExplicitSketcher(gradients, projector, N_TRAIN, weights, max_m=32)
-    monkeypatch.setattr(sketchers, "PROJECTED_BYTES", room_for * 4 * 32 * len(gradients.norms))
+    monkeypatch.setattr(sketch_passes, "PASS_BYTES", room_for * 4 * 32 * len(gradients.norms))
     counted = CountedPasses(gradients)
     together = ExplicitSketcher(counted, projector, N_TRAIN, weights, max_m=32, num_trials=5)
     for trial in range(5):
