@@ -73,6 +73,13 @@ def cell_rows(cells: Cells, m: int, trial: int) -> list[dict]:
     ]
 
 
+def known_alone(table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+    """Return a table whose predictions are empty where the projection has no closed form."""
+    if cells.has_law:
+        return table
+    return table.assign(**dict.fromkeys(table.columns[table.columns.str.startswith("predicted_")], math.nan))
+
+
 def predicted_index(cells: Cells) -> pd.DataFrame:
     """Return one row an (m, λ) with d_λ and m/d_λ, the λ of the first m first."""
     table = pd.MultiIndex.from_product([cells.ms, cells.ridges], names=["m", "lambda"]).to_frame(index=False)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CELL, CORRECTIONS, Cells, cell_rows, predicted_index
+from common.experiments.cells import CELL, CORRECTIONS, Cells, cell_rows, known_alone, predicted_index
 from common.experiments.metrics import pooled_errors
 from common.experiments.one_sketch import score_sketch
 from common.experiments.trial_noise import pooled_quantile_noise
@@ -155,8 +155,8 @@ def predict(task: CrossTask) -> pd.DataFrame:
         for part, name in zip(PREDICTED, task.errors, strict=False):
             for statistic in STATISTICS[:4]:
                 values = getattr(getattr(law, part), f"eps_{statistic}").flatten().tolist()
-                table[f"predicted_{prefix}{name}_{statistic}"] = values if task.cells.has_law else math.nan
-    return table
+                table[f"predicted_{prefix}{name}_{statistic}"] = values
+    return known_alone(table, task.cells)
 
 
 def query_table(task: CrossTask, samples: Tensor) -> pd.DataFrame:

@@ -95,12 +95,11 @@ class SelfStudy:
 
     def predict(self) -> pd.DataFrame:
         """Return one row an (m, λ): the closed form."""
-        return error_sweep.known_alone(error_sweep.predict(self.cells, self.geometry.queries), self.cells)
+        return error_sweep.predict(self.cells, self.geometry.queries)
 
     def recommend(self, target: float, num_parameters: int) -> pd.DataFrame:
         """Return one row a λ: the smallest m < d whose predicted ε_95 is at most `target`."""
-        table = error_sweep.recommend(self.cells, self.geometry.queries, target, num_parameters)
-        return error_sweep.known_alone(table, self.cells)
+        return error_sweep.recommend(self.cells, self.geometry.queries, target, num_parameters)
 
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write nothing more."""
@@ -150,7 +149,7 @@ class CrossStudy:
         table = error_sweep.recommend_for_pairs(self.task.cells, *pairs, target, num_parameters)
         table["zero_eps_95"] = cross_sweep.zero_errors(self.exact)
         table.loc[table["zero_eps_95"] <= target, error_sweep.RECOMMENDED] = pd.NA
-        return error_sweep.known_alone(table, self.task.cells)
+        return table
 
     def write_more(self, run: Run, prepared: Prepared, table: pd.DataFrame, trials: pd.DataFrame | None) -> None:
         """Write queries.csv and slopes.csv, and print the slopes of the parts that the theorem speaks of."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CELL, CORRECTIONS, Cells, cell_rows, predicted_index
+from common.experiments.cells import CELL, CORRECTIONS, Cells, cell_rows, known_alone, predicted_index
 from common.experiments.metrics import error_statistics
 from common.experiments.one_sketch import score_sketch
 from common.experiments.trial_noise import pooled_quantile_noise
@@ -81,14 +82,17 @@ def summarise(units: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def predict(cells: Cells, queries: Tensor) -> pd.DataFrame:
-    """Return one row an (m, λ): the closed-form law of the error, from the spectrum and (k, r) queries alone."""
+    """Return one row an (m, λ): the closed-form law of the error, from the spectrum and (k, r) queries alone.
+
+    Predictions are empty where no law of the projection is known.
+    """
     tables = []
     for prefix, corrected in cells.corrections.items():
         law = predict_self_influence(cells.spectrum, queries, cells.ms, cells.ridges, corrected, cells.sjlt_columns)
         tables.append(
             pd.DataFrame({f"predicted_{prefix}{name}": getattr(law, name).flatten().tolist() for name in PREDICTED})
         )
-    return pd.concat([predicted_index(cells), *tables], axis=1)
+    return known_alone(pd.concat([predicted_index(cells), *tables], axis=1), cells)
 
 
 def gaussian_equivalent(summary: pd.DataFrame, cells: Cells, queries: Tensor) -> list[float]:
@@ -146,14 +150,16 @@ def recommend(cells: Cells, queries: Tensor, target: float, num_parameters: int)
     """Return for every λ the smallest m < d with predicted ε_95 of self-influence <= target, to 0.3 %.
 
     Raw and ridge-corrected; beside it stands d_λ/target², what the theorem asks for up to its constant. None: not
-    reached below d.
+    reached below d, or no law of the projection is known.
     """
     largest = num_parameters - 1
-    smallest = [
-        smallest_dimensions(cells.spectrum, queries, cells.ridges, target, largest, corrected, cells.sjlt_columns)
-        for corrected in (False, True)
-    ]
-    return _recommendation(cells, target, *smallest)
+
+    def smallest(corrected: bool) -> list[int | None]:
+        return smallest_dimensions(
+            cells.spectrum, queries, cells.ridges, target, largest, corrected, cells.sjlt_columns
+        )
+
+    return _recommendation(cells, target, smallest)
 
 
 def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float, num_parameters: int) -> pd.DataFrame:
@@ -161,30 +167,24 @@ def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float
 
     Only m >= d_λ are recommended: below, a sketch finds nearly no score, which is a small error where pairs have none.
     """
-    smallest, d_lambda = [], torch.tensor(cells.effective_dimensions, dtype=torch.float64)
-    for corrected in (False, True):
+    d_lambda = torch.tensor(cells.effective_dimensions, dtype=torch.float64)
 
-        def error(m: Tensor, ridge: Tensor, corrected: bool = corrected) -> Tensor:
+    def smallest(corrected: bool) -> list[int | None]:
+        def error(m: Tensor, ridge: Tensor) -> Tensor:
             law = predict_cross_error_at(cells.spectrum, left, right, m, ridge, corrected, cells.sjlt_columns)
             return torch.where(m >= d_lambda, law.eps_95, torch.inf)
 
-        smallest.append(smallest_dimensions_of(error, cells.ridges, target, num_parameters - 1))
-    return _recommendation(cells, target, *smallest)
+        return smallest_dimensions_of(error, cells.ridges, target, num_parameters - 1)
+
+    return _recommendation(cells, target, smallest)
 
 
-def known_alone(table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
-    """Return a table of predictions or recommendations, which are empty where the projection has no closed form."""
-    if cells.has_law:
-        return table
-    predicted = [name for name in table if name.startswith("predicted_")]
-    if predicted:
-        return table.assign(**dict.fromkeys(predicted, math.nan))
-    return table.assign(**dict.fromkeys(RECOMMENDED, pd.NA)).astype(dict.fromkeys(RECOMMENDED, "Int64"))
-
-
-def _recommendation(cells: Cells, target: float, raw: list[int | None], corrected: list[int | None]) -> pd.DataFrame:
+def _recommendation(cells: Cells, target: float, smallest: Callable[[bool], list[int | None]]) -> pd.DataFrame:
+    """Return the table of a recommendation; `smallest` gives m for every λ, raw or ridge corrected."""
     table = pd.DataFrame({"lambda": cells.ridges, "d_lambda": cells.effective_dimensions})
-    table = table.assign(m=raw, m_ridge_corrected=corrected).astype(dict.fromkeys(RECOMMENDED, "Int64"))
+    for name, corrected in zip(RECOMMENDED, (False, True), strict=True):
+        table[name] = smallest(corrected) if cells.has_law else pd.NA
+    table = table.astype(dict.fromkeys(RECOMMENDED, "Int64"))
     theorem = [math.ceil(d_lambda / target**2) for d_lambda in cells.effective_dimensions]
     return table.assign(d_lambda_over_eps_squared=theorem)
 

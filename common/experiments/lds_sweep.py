@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.experiments.cells import CORRECTIONS, Cells
+from common.experiments.cells import CORRECTIONS, Cells, known_alone
 from common.experiments.lds_bootstrap import Resampling, bootstrap_lds, make_resampling
 from common.experiments.metrics import bootstrap_interval, lds_per_query
 from common.experiments.one_sketch import score_sketch
@@ -168,9 +168,7 @@ def predict(ms: Sequence[int], task: LdsTask, ridges: Sequence[float] | None = N
             column = f"predicted_{prefix}{name}_lds"
             table[column] = prediction.mean[i].flatten().tolist()
             table[f"{column}_std"] = prediction.std[i].flatten().tolist()
-            if not task.cells.has_law:
-                table[[column, f"{column}_std"]] = math.nan
-    return table
+    return known_alone(table, task.cells)
 
 
 def join(sketched: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from common.experiments.audit.reading import Audited
-from common.experiments.cells import Cells
-from common.experiments.error_sweep import known_alone, predict, recommend
+from common.experiments.cells import Cells, known_alone
+from common.experiments.error_sweep import predict, recommend
 from common.stores.moments import fold
 from common.theory.cross_influence import predict_cross_error
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
@@ -72,7 +72,7 @@ def sizes(audited: Audited, cells: Cells, target: float) -> pd.DataFrame:
     m is empty where the law of the projection is not known.
     """
     largest = LARGEST_FACTOR * audited.spectrum.size + 1
-    return known_alone(recommend(cells, audited.tabled_queries, target, largest), cells)
+    return recommend(cells, audited.tabled_queries, target, largest)
 
 
 def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
