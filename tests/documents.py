@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,7 @@ def read(page: str) -> str:
     return PAGES[page].read_text(encoding="utf-8")
 
 
+@cache
 def committed_text(path: Path) -> str:
     """Return a file of results/ as git would commit it, whatever runs of the reader's own wrote there since."""
     name = path.relative_to(ROOT).as_posix()
