@@ -21,6 +21,7 @@ from common.theory.cross_influence import predict_cross_error_at
 from common.theory.gaussian_equivalent import gaussian_equivalent_dimensions
 from common.theory.recommendation import smallest_dimensions, smallest_dimensions_of
 from common.theory.self_influence import predict_self_influence
+from common.theory.spectrum import PairProducts
 
 SUMMARISED = ["mean_ratio", "mean_ratio_std", "eps_mean", "eps_50", "eps_95", "eps_95_noise", "eps_95_trial_mean"]
 SUMMARISED += ["eps_95_std", "eps_99", "eps_max", "num_bad"]
@@ -169,9 +170,11 @@ def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float
     """
     d_lambda = torch.tensor(cells.effective_dimensions, dtype=torch.float64)
 
+    pairs = PairProducts.of(left, right)
+
     def smallest(corrected: bool) -> list[int | None]:
         def error(m: Tensor, ridge: Tensor) -> Tensor:
-            law = predict_cross_error_at(cells.spectrum, left, right, m, ridge, corrected, cells.sjlt_columns)
+            law = predict_cross_error_at(cells.spectrum, pairs, m, ridge, corrected, cells.sjlt_columns)
             return torch.where(m >= d_lambda, law.eps_95, torch.inf)
 
         return smallest_dimensions_of(error, cells.ridges, target, num_parameters - 1)

@@ -82,23 +82,29 @@ def predict_pairs(
     has_score = queries.any(1)  # a zero query has no relative error
     train, queries = train.cpu(), queries[has_score].cpu()
     unridged_train, unridged_queries = unridged[0].cpu(), unridged[1].cpu()[has_score.cpu()]
-    cells: list[list[Tensor]] = []
-    for cell in range(len(law.ridge)):
-        left, left_norms = _scaled(train, exact[:, cell])
-        right, right_norms = _scaled(queries, exact[:, cell])
-        weights = torch.stack([shift[:, cell], damping[:, cell]]).float()
-        bias, shared = (left.float() * weights[:, None]) @ right.float().T
-        own_left, own_right = left.square() @ damping[:, cell], right.square() * damping[:, cell]
-        noise, shared = law.dof[cell].rsqrt(), shared.square()
-        std = (own_left[:, None] * own_right.sum(1) + shared).sqrt() * noise
+    cells: list[list[Tensor]] = [[] for _ in law.ridge]
+    for first in range(len(ridges)):
+        # cells of one λ share what does not depend on m
+        left, left_norms = _scaled(train, exact[:, first])
+        right, right_norms = _scaled(queries, exact[:, first])
         unit = (left_norms / unridged_train)[:, None] * (right_norms / unridged_queries)
-        pairs = [(bias, std), (bias * unit, std * unit)]
-        if parts:
-            std_in_range = (own_left[:, None] * own_right[:, :rank].sum(1) + shared).sqrt() * noise
-            std_in_kernel = (own_left[:, None] * own_right[:, rank:].sum(1)).sqrt() * noise
-            pairs += [(bias, std_in_range), (torch.zeros_like(bias), std_in_kernel)]
-        biases, stds = (torch.stack([one.double().flatten() for one in each], 1) for each in zip(*pairs, strict=True))
-        cells.append(pooled_error_summary(biases, stds))
+        damped = damping[:, first :: len(ridges)]
+        own_left, in_range = left.square() @ damped, right[:, :rank].square() @ damped[:rank]
+        in_kernel = right[:, rank:].square() @ damped[rank:]
+        left, right = left.float(), right.float()
+        for i, cell in enumerate(range(first, len(cells), len(ridges))):
+            weights = torch.stack([shift[:, cell], damping[:, cell]]).float()
+            # on the side of the queries, which are fewer
+            bias, shared = (left @ (right * weights[:, None]).flatten(0, 1).T).chunk(2, 1)
+            noise, shared = law.dof[cell].rsqrt(), shared.square()
+            std = (own_left[:, i, None] * (in_range + in_kernel)[:, i] + shared).sqrt() * noise
+            pairs = [(bias, std), (bias * unit, std * unit)]
+            if parts:
+                std_in_range = (own_left[:, i, None] * in_range[:, i] + shared).sqrt() * noise
+                std_in_kernel = (own_left[:, i, None] * in_kernel[:, i]).sqrt() * noise
+                pairs += [(bias, std_in_range), (torch.zeros_like(bias), std_in_kernel)]
+            biases, stds = (torch.stack([x.double().flatten() for x in each], 1) for each in zip(*pairs, strict=True))
+            cells[cell] = pooled_error_summary(biases, stds)
 
     def table(part: int) -> CrossErrorPrediction:
         statistics = ([one[i][part] for one in cells] for i in range(4))

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.theory.column_sample import ColumnSample
 from common.theory.pooled_errors import pooled_error_summary
 from common.theory.sketch_law import sketch_law
-from common.theory.spectrum import Spectrum
+from common.theory.spectrum import PairProducts, Spectrum
 
 # ε_95 must not hang on pairs whose bias is not known
 MOST_DROWNED = 0.05
@@ -52,25 +52,34 @@ def predict_cross_error(
 
     """
     ms, ridges = (torch.as_tensor(x, dtype=torch.float64).flatten() for x in (ms, ridges))
+    pairs, cell_ridges = PairProducts.of(left, right), ridges.repeat(len(ms))
     cells = predict_cross_error_at(
-        spectrum, left, right, ms.repeat_interleave(len(ridges)), ridges.repeat(len(ms)), corrected, sjlt_columns
+        spectrum, pairs, ms.repeat_interleave(len(ridges)), cell_ridges, corrected, sjlt_columns
     )
     return CrossErrorPrediction(*(getattr(cells, f.name).reshape(len(ms), -1) for f in fields(cells)))
 
 
 def predict_cross_error_at(
-    spectrum: Spectrum, left, right, m, ridge, corrected: bool = False, sjlt_columns: ColumnSample | None = None
+    spectrum: Spectrum,
+    pairs: PairProducts,
+    m: Tensor,
+    ridge: Tensor,
+    corrected: bool = False,
+    sjlt_columns: ColumnSample | None = None,
 ) -> CrossErrorPrediction:
     """Return `predict_cross_error` at single cells: m and ridge of one shape (cells,), as is the answer."""
-    left, right = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (left, right))
     law = sketch_law(spectrum, m, ridge, corrected, sjlt_columns)
-    own = spectrum.difference_variance(left, right, law.mu, law.ridge)
-    products, left, right = left * right, left.square(), right.square()
-    exact = spectrum.resolvent_weights(1, law.ridge)
-    scale = ((left @ exact) * (right @ exact)).sqrt()
-    bias = products @ (law.mean_weights(spectrum) - exact)
-    second = spectrum.resolvent_weights(2, law.mu)
-    variance = ((left @ second) * (right @ second) + (products @ second) ** 2) / law.dof * law.mu**2
+    own = spectrum.difference_variance(pairs, law.mu, law.ridge)
+    exact, second = spectrum.resolvent_weights(1, law.ridge), spectrum.resolvent_weights(2, law.mu)
+    # both weights at once: rows are long, and reading them is what takes the time
+    weights = torch.cat([exact, second], 1)
+    (left, left_second), (right, right_second) = (
+        (squares @ weights).chunk(2, 1) for squares in (pairs.left_squares, pairs.right_squares)
+    )
+    shifts = torch.cat([law.mean_weights(spectrum) - exact, second], 1)
+    bias, shared = (pairs.products @ shifts).chunk(2, 1)
+    scale = (left * right).sqrt()
+    variance = (left_second * right_second + shared**2) / law.dof * law.mu**2
     bias, std = _without_own_noise(bias / scale, variance / scale**2, own / scale**2)
     return CrossErrorPrediction(*pooled_error_summary(bias, std))
 

@@ -29,7 +29,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common.theory.spectrum import SpectralSums
+from common.theory.spectrum import PairProducts, SpectralSums
 
 # S is known to about 1e-16 of its trace: smaller solves would see rounding
 SMALLEST_SOLVE = 1e-12
@@ -168,16 +168,16 @@ class SketchedSpectrum:
         r1, r2, t1, t2 = self._first_sums(solve)
         return 1 / (self.size - t1 + r1 * t2 / r2)
 
-    def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def difference_variance(self, pairs: PairProducts, first: Tensor, second: Tensor) -> Tensor:
         """Return the (p, cells) variance over sketches of the estimated aᵀ[(F+μ₁I)⁻¹ − (F+μ₂I)⁻¹]b.
 
         Cov[B̃_κ(a,b), B̃_κ'(a,b)] = [Σ y²ww' Σ z²ww' + (Σ yzww')²] / Σ ww' ,   w = (t+κ)⁻¹, w' = (t+κ')⁻¹
         """
         w1, w2 = (1 / (self.eigenvalues[:, None] + self.solve_of_ridge(mu)) for mu in (first, second))
-        products, left, right = left * right, left.square(), right.square()
 
         def covariance(weights: Tensor) -> Tensor:
-            return ((left @ weights) * (right @ weights) + (products @ weights) ** 2) / weights.sum(0)
+            lengths = (pairs.left_squares @ weights) * (pairs.right_squares @ weights)
+            return (lengths + (pairs.products @ weights) ** 2) / weights.sum(0)
 
         return (covariance(w1 * w1) + covariance(w2 * w2) - 2 * covariance(w1 * w2)).clamp(min=0)
 

@@ -26,6 +26,24 @@ class SpectralSums:
     """d_2 − d_3 = μ tr F²(F+μI)⁻³."""
 
 
+@dataclass(frozen=True)
+class PairProducts:
+    """All that the law of B̃(a, b) needs to know about pairs (a, b), one row a pair; (p, r) float64 each."""
+
+    products: Tensor
+    """a_j b_j."""
+    left_squares: Tensor
+    """a_j²."""
+    right_squares: Tensor
+    """b_j²."""
+
+    @classmethod
+    def of(cls, left, right) -> PairProducts:
+        """Return the products of (p, r) coordinates a and b, of any type and device, on the CPU."""
+        left, right = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (left, right))
+        return cls(left * right, left.square(), right.square())
+
+
 class Spectrum(Protocol):
     """F as the laws see it. Vectors are given by coordinates in a basis that belongs to the spectrum."""
 
@@ -45,10 +63,10 @@ class Spectrum(Protocol):
     def own_inverse_dof(self, mu: Tensor) -> Tensor:
         """Return 1/ν of the noise that aᵀ(F+μI)⁻¹b carries because F is estimated, at ridges μ; 0 where F is known."""
 
-    def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def difference_variance(self, pairs: PairProducts, first: Tensor, second: Tensor) -> Tensor:
         """Return the (p, cells) variance of what the weights say of aᵀ[(F+μ₁I)⁻¹ − (F+μ₂I)⁻¹]b; 0 where F is known.
 
-        `left` and `right` are (p, r) vectors a and b, one row a pair; `first` and `second` (cells,) ridges.
+        `first` and `second` are (cells,) ridges.
         """
 
 
@@ -66,9 +84,9 @@ class KnownSpectrum:
         """Return zeros: nothing is estimated."""
         return torch.zeros_like(torch.as_tensor(mu, dtype=torch.float64))
 
-    def difference_variance(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def difference_variance(self, pairs: PairProducts, first: Tensor, second: Tensor) -> Tensor:
         """Return zeros: nothing is estimated."""
-        return torch.zeros(len(left), len(first), dtype=torch.float64)
+        return torch.zeros(len(pairs.products), len(first), dtype=torch.float64)
 
 
 class ExactSpectrum(KnownSpectrum):

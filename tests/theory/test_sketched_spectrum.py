@@ -8,7 +8,7 @@ import torch
 from common.theory.cross_influence import predict_cross_error
 from common.theory.self_influence import predict_self_influence
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
-from common.theory.spectrum import ExactSpectrum
+from common.theory.spectrum import ExactSpectrum, PairProducts
 from tests import reference_theory as reference
 
 SIZE, M = 300, 120
@@ -212,9 +212,9 @@ def test_the_variance_of_an_estimated_difference_is_that_over_sketches(sketches)
         weights = spectrum.resolvent_weights(1, first) - spectrum.resolvent_weights(1, second)
         differences.append((a * b) @ weights)
         if len(predicted) < 100:  # those of single sketches hardly differ
-            predicted.append(spectrum.difference_variance(a, b, first, second))
+            predicted.append(spectrum.difference_variance(PairProducts.of(a, b), first, second))
     torch.testing.assert_close(torch.stack(predicted).mean(0), torch.stack(differences).var(0), rtol=0.3, atol=0)
-    assert (ExactSpectrum(eigenvalues()).difference_variance(left, right, first, second) == 0).all()
+    assert (ExactSpectrum(eigenvalues()).difference_variance(PairProducts.of(left, right), first, second) == 0).all()
 
 
 def test_the_noise_of_an_estimate_has_as_many_degrees_of_freedom_as_its_sketch_less_d_2(generator):
