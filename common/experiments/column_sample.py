@@ -6,9 +6,12 @@ columns (parameters) into buckets. What their law needs beyond eigenvalues is ho
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from common.experiments.shared_sides import SidesReader
 from common.foundations.seeds import make_generator
 from common.gradients.kept_rows import Gradients
 from common.sketches.basis import Basis
@@ -18,10 +21,13 @@ NUM_SAMPLED = 1024
 SAMPLE_STREAM = 1_000_037
 
 
-def sample_columns(gradients: Gradients, basis: Basis, queries: Tensor, seed: int) -> ColumnSample:
+def sample_columns(
+    gradients: Gradients, basis: Basis, queries: Tensor, seed: int, sides: SidesReader | None = None
+) -> ColumnSample:
     """Return up to 1,024 columns, drawn without replacement and read in one pass over the gradients.
 
-    `queries` are the (k, r) coordinates of the unit queries in the basis.
+    `queries` are the (k, r) coordinates of the unit queries in the basis. For a TensorSketch `sides` reads in the same
+    pass which pairs of columns are kept apart.
     """
     d = gradients.num_columns
     order = torch.randperm(d, generator=make_generator("cpu", seed, SAMPLE_STREAM))
@@ -30,7 +36,10 @@ def sample_columns(gradients: Gradients, basis: Basis, queries: Tensor, seed: in
     for start, block in gradients.unit_blocks():
         inside = chosen[(chosen >= start) & (chosen < start + block.shape[1])] - start
         parts.append(block[:, inside.to(block.device)].double())
+        if sides is not None:
+            sides.add(start, block)
     energies = basis.entries(torch.cat(parts, dim=1), chosen).square()
     # closed forms are computed on the CPU
     query_squares = queries.square().mean(0)
-    return group(d, basis.eigenvalues.cpu(), energies.cpu(), query_squares.cpu())
+    sample = group(d, basis.eigenvalues.cpu(), energies.cpu(), query_squares.cpu())
+    return sample if sides is None else replace(sample, sides=sides.finish())

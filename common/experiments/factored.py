@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from common.experiments.options import SketchOptions
-from common.experiments.shared_sides import sample_sides
+from common.experiments.shared_sides import SidesReader
 from common.gradients.kept_rows import Gradients
 from common.gradients.layer_factors import LayerFactors, flat_parameters
 from common.gradients.planning import GradientPlan
@@ -19,7 +17,6 @@ from common.sketches.kronecker import KroneckerSketch
 from common.sketches.kronecker_sizes import sizes_rule
 from common.sketches.sketchers import FactoredSketcher
 from common.sketches.tensorsketch import TensorSketch, transform_length
-from common.theory.column_sample import ColumnSample
 
 NUM_RANKED = 16
 """Training samples whose stable rank is looked at."""
@@ -54,20 +51,13 @@ def stable_rank(plan: GradientPlan) -> float | None:
     return mean_stable_rank(_factors(plan), chosen.subset(slice(NUM_RANKED)).to(plan.device))
 
 
-def with_sides(
-    columns: ColumnSample,
-    rows: Gradients,
-    basis: Basis,
-    geometry: Geometry,
-    plan: GradientPlan,
-    max_m: int,
-    seed: int,
-) -> ColumnSample:
-    """Return a sample of columns that also knows which pairs of them a TensorSketch keeps apart."""
+def sides_reader(
+    rows: Gradients, basis: Basis, geometry: Geometry, plan: GradientPlan, max_m: int, seed: int
+) -> SidesReader:
+    """Return what finds the pairs of columns that a TensorSketch keeps apart."""
     parameters = flat_parameters(plan.model)
     length = transform_length(parameters, max_m)
-    queries = geometry.scored.query_rows, geometry.queries
-    return replace(columns, sides=sample_sides(rows, basis, *queries, parameters, length, seed))
+    return SidesReader(rows, basis, geometry.scored.query_rows, geometry.queries, parameters, length, seed)
 
 
 def _factors(plan: GradientPlan) -> LayerFactors:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.experiments.column_sample import sample_columns
-from common.experiments.factored import stable_rank, with_sides
+from common.experiments.factored import sides_reader, stable_rank
 from common.experiments.options import CrossChoice, SharedOptions
 from common.experiments.queries import Queries, choose_queries, choose_training_rows
 from common.experiments.run import Run
@@ -103,9 +103,10 @@ def exact_view(
     if options.sketches.one_entry_a_column:
         rows = gradients.get(basis.norms)
         with run.phase("column sample"):
-            columns = sample_columns(rows, basis, geometry.queries, options.sketches.seed)
-            if options.sketches.of_factors:
-                columns = with_sides(columns, rows, basis, geometry, cache.plan, max_m, options.sketches.seed)
+            seed = options.sketches.seed
+            of_factors = options.sketches.of_factors
+            sides = sides_reader(rows, basis, geometry, cache.plan, max_m, seed) if of_factors else None
+            columns = sample_columns(rows, basis, geometry.queries, seed, sides)
     with run.phase("stable rank"):
         run.record(mean_stable_rank=stable_rank(cache.plan) if options.sketches.of_factors else None)
     return FisherView(geometry, ExactSpectrum(geometry.eigenvalues), queries, columns, range_weights)

@@ -17,52 +17,62 @@ NUM_QUERIES, NUM_DRAWS, NUM_RIDGES = 8, 8, 6
 DRAW_STREAM = 1_000_051
 
 
-def sample_sides(
-    gradients: Gradients,
-    basis: Basis,
-    query_rows: Tensor,
-    queries: Tensor,
-    parameters: Sequence[FlatParameter],
-    length: int,
-    seed: int,
-) -> SharedSides:
-    """Return the shares of pairs, in one pass over the gradients, at six ridges that span the eigenvalues of F.
+class SidesReader:
+    """Reads the shares of pairs from blocks of columns, at six ridges that span the eigenvalues of F.
 
     Those of residuals are exact for the first eight queries. Leverages are seen through eight random vectors, whose
     squared entries have them as their mean; the shares multiply those of independent halves.
-
-    Args:
-        gradients: all rows.
-        basis: of these.
-        query_rows: (k,) int64 rows that are queries.
-        queries: (k, r) coordinates of the unit queries.
-        parameters: where the columns stand.
-        length: L of the TensorSketch.
-        seed: of the random vectors.
     """
-    s = basis.eigenvalues
-    positive = s[s > 0]
-    smallest, largest = positive[[-1, 0]].log10().tolist()
-    ridges = torch.logspace(smallest, largest, NUM_RIDGES, dtype=torch.float64)
-    chosen, rows = queries[:NUM_QUERIES], query_rows[:NUM_QUERIES]
-    generator = make_generator("cpu", seed, DRAW_STREAM)
-    draws = torch.randn(NUM_DRAWS, len(s), generator=generator, dtype=torch.float64).to(s.device)
-    shrunk = [s / (s + ridge) for ridge in ridges.to(s.device)]
-    inside = torch.cat([v for share in shrunk for v in (chosen * share, draws * share.sqrt())])
-    weights = basis.range_weights(inside, lambda: gradients).view(NUM_RIDGES, -1, gradients.num_rows)
-    weights[:, : len(chosen)] *= -1
-    weights[:, torch.arange(len(chosen)), rows.to(weights.device)] += 1
-    weights = weights.flatten(0, 1)
-    count = len(chosen)
-    left = torch.arange(NUM_RIDGES * (count + 2)).view(NUM_RIDGES, -1)
-    right = torch.cat([left[:, :count], left[:, count:].flip(1)], dim=1)
-    sums = _Marginals(parameters, length, left.flatten(), right.flatten(), weights.device)
-    for start, block in gradients.unit_blocks():
-        squares = (weights @ block.double()).square().view(NUM_RIDGES, -1, block.shape[1])
-        halves = squares[:, count:].unflatten(1, (2, -1)).mean(2)
-        sums.add(start, torch.cat([squares[:, :count], halves], dim=1).flatten(0, 1))
-    shares = sums.shares().view(NUM_RIDGES, -1).cpu()
-    return SharedSides(length, ridges.cpu(), shares[:, count], shares[:, :count].nanmean(1))
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        basis: Basis,
+        query_rows: Tensor,
+        queries: Tensor,
+        parameters: Sequence[FlatParameter],
+        length: int,
+        seed: int,
+    ):
+        """Find the weights of the unit rows whose products are looked at.
+
+        Args:
+            gradients: all rows.
+            basis: of these.
+            query_rows: (k,) int64 rows that are queries.
+            queries: (k, r) coordinates of the unit queries.
+            parameters: where the columns stand.
+            length: L of the TensorSketch.
+            seed: of the random vectors.
+        """
+        s = basis.eigenvalues
+        positive = s[s > 0]
+        smallest, largest = positive[[-1, 0]].log10().tolist()
+        self._ridges = torch.logspace(smallest, largest, NUM_RIDGES, dtype=torch.float64)
+        chosen, rows = queries[:NUM_QUERIES], query_rows[:NUM_QUERIES]
+        generator = make_generator("cpu", seed, DRAW_STREAM)
+        draws = torch.randn(NUM_DRAWS, len(s), generator=generator, dtype=torch.float64).to(s.device)
+        shrunk = [s / (s + ridge) for ridge in self._ridges.to(s.device)]
+        inside = torch.cat([v for share in shrunk for v in (chosen * share, draws * share.sqrt())])
+        weights = basis.range_weights(inside, lambda: gradients).view(NUM_RIDGES, -1, gradients.num_rows)
+        weights[:, : len(chosen)] *= -1
+        weights[:, torch.arange(len(chosen)), rows.to(weights.device)] += 1
+        self._weights, self._count, self._length = weights.flatten(0, 1), len(chosen), length
+        left = torch.arange(NUM_RIDGES * (self._count + 2)).view(NUM_RIDGES, -1)
+        right = torch.cat([left[:, : self._count], left[:, self._count :].flip(1)], dim=1)
+        self._sums = _Marginals(parameters, length, left.flatten(), right.flatten(), weights.device)
+
+    def add(self, start: int, block: Tensor) -> None:
+        """Read (N, b) columns of all unit rows, from column `start` on."""
+        squares = (self._weights @ block.double()).square().view(NUM_RIDGES, -1, block.shape[1])
+        halves = squares[:, self._count :].unflatten(1, (2, -1)).mean(2)
+        self._sums.add(start, torch.cat([squares[:, : self._count], halves], dim=1).flatten(0, 1))
+
+    def finish(self) -> SharedSides:
+        """Return the shares, after all columns."""
+        shares = self._sums.shares().view(NUM_RIDGES, -1).cpu()
+        of_residuals = shares[:, : self._count].nanmean(1)
+        return SharedSides(self._length, self._ridges.cpu(), shares[:, self._count], of_residuals)
 
 
 def kept_apart(size: int, length: int) -> float:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from common.experiments.column_sample import sample_columns
-from common.experiments.shared_sides import kept_apart, sample_sides
+from common.experiments.shared_sides import SidesReader, kept_apart
 from common.sketches.basis import build_basis
 from common.sketches.factored import balanced_buckets
 from common.sketches.geometry import ScoredVectors
@@ -71,11 +69,17 @@ def dense_share(left, right, length=64):
     return (left @ allowed @ right / (left.sum() * right.sum())).item()
 
 
+def reader(known, length):
+    """Return what looks for entries that share a side."""
+    _, gradients, basis, geometry = known
+    return SidesReader(gradients, basis, QUERIES, geometry.queries, PARAMETERS, length, 3)
+
+
 @pytest.mark.parametrize("length", [64, 16, 8])
 def test_shares_of_residuals_and_leverages_are_those_of_all_pairs(known, length):
     """Columns of the first matrix outnumber the shorter lengths, and the vectors the shortest."""
     train, gradients, basis, geometry = known
-    sides = sample_sides(gradients, basis, QUERIES, geometry.queries, PARAMETERS, length, 3)
+    sides = sample_columns(gradients, basis, geometry.queries, 3, reader(known, length)).sides
     fisher = train.T @ train / N
     for k, ridge in enumerate(sides.ridges):
         inverse = torch.linalg.inv(fisher + ridge * torch.eye(D, dtype=torch.float64))
@@ -107,10 +111,8 @@ def test_simulated_sketches_have_the_bias_and_the_noise_of_the_law(known, m):
         found.append(torch.stack(scores))
     exact = torch.stack([reference.influence(train, unit, unit, ridge).diagonal() for ridge in ridges])
     ratios = torch.stack(found) / exact
-    sides = sample_sides(gradients, basis, QUERIES, geometry.queries, PARAMETERS, m, 3)
-    columns = sample_columns(gradients, basis, geometry.queries, 3)
+    sample = sample_columns(gradients, basis, geometry.queries, 3, reader(known, m))
     spectrum = ExactSpectrum(geometry.eigenvalues)
-    sample = dataclasses.replace(columns, sides=sides)
     law = predict_self_influence(spectrum, geometry.queries, [m], ridges, False, sample)
     for i in range(2):
         assert ratios[:, i].mean().item() == pytest.approx(law.mean_ratio[0, i].item(), rel=0.02)
