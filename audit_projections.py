@@ -82,11 +82,12 @@ def report(
     """Print what a person needs: d_λ, sizes, the λ of the scores, how many are significant, and how far to trust it."""
     from common.experiments.audit.scores import significant_counts
     from common.experiments.audit.units import describe
+    from common.experiments.printed_table import printed
 
     known = dimensions[dimensions["resolved"]].merge(advice.drop(columns="d_lambda"))
     lines = known[["lambda", "d_lambda", "d_lambda_std_error", "m", "m_ridge_corrected"]]
     print(f"\nd_λ of the unsketched F, and the smallest m with ε_95 <= {options.target_eps:g}")
-    print(lines.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    print(printed(lines))
     config, counts = run.config, significant_counts(top)
     print(f"\nscores at λ = {config['ridge']:.4g}, {config['ridge_reason']}: solve S with {config['solve']:.4g}")
     share = f"{counts.median():g} of {len(top) // len(counts)} listed rows (median over {len(counts)} queries)"

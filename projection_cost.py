@@ -50,10 +50,12 @@ def compare(options: CostOptions, run: Run) -> None:
 
 def report(table: pd.DataFrame, ridge: float) -> None:
     """Print one row a (projection, m), at the largest λ that every projection has."""
+    from common.experiments.printed_table import printed
+
     largest = table[table["lambda"] == ridge]
     columns = ["proj_type", "m", "seconds", "added_memory_bytes", "eps_95", "gaussian_equivalent_m", "test_lds"]
     print(f"at λ = {largest['lambda'].iloc[0]:g}, d_λ = {largest['d_lambda'].iloc[0]:.3g}")
-    print(largest[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+    print(printed(largest[columns], digits=3))
     others = [law for law in table["proj_type"].unique() if law not in set(largest["proj_type"])]
     if others:
         print(f"the projections share no λ: {', '.join(others)} at other λ in costs.csv")

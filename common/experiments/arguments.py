@@ -23,9 +23,8 @@ from common.experiments.options import (
     SketchOptions,
     WorkloadChoice,
 )
+from common.foundations.projections import PROJECTIONS
 from common.workloads.names import DATASET_NAMES, MODEL_NAMES
-
-PROJECTIONS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
 
 
 class OneLineParser(argparse.ArgumentParser):

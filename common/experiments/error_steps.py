@@ -8,6 +8,7 @@ from common.experiments import error_sweep, reference_share, rounding
 from common.experiments.cells import Cells
 from common.experiments.options import BoundsOptions, GradientOptions, SharedOptions
 from common.experiments.preparation import Prepared, make_sketcher
+from common.experiments.printed_table import printed
 from common.experiments.ridges import describe_miss, fitting
 from common.experiments.run import Run, bad_values
 from common.experiments.units import Measure, UnitLog, measure_missing
@@ -122,7 +123,7 @@ def report(target_eps: float, run: Run, advice: pd.DataFrame, table: pd.DataFram
         lines.insert(2, "m (measured, of the grid)", lines["lambda"].map(reached).astype("Int64"))
     if "zero_eps_95" in advice:
         lines.loc[advice["zero_eps_95"] <= target_eps, lines.columns.str.startswith("m (measured")] = pd.NA
-    print(lines.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    print(printed(lines))
     if line := error_sweep.describe_gaps(run.config.get("prediction_gaps", {})):
         print(line)
     if warning := bad_values(table, counted):

@@ -13,6 +13,7 @@ from common.experiments.cells import Cells
 from common.experiments.cross_sweep import CrossTask, ExactPairs
 from common.experiments.options import BoundsOptions
 from common.experiments.preparation import Prepared
+from common.experiments.printed_table import printed
 from common.experiments.run import Run
 from common.sketches.geometry import Geometry
 from common.sketches.influence import SketchedProblem
@@ -164,7 +165,7 @@ class CrossStudy:
             print("\nno slope of ε_95 in m: fewer than three m >= 4 d_λ at every λ")
             return
         print("\nslope of log ε_95 in log m, m >= 4 d_λ (the theorem's term falls like m^(-1/2))")
-        print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+        print(printed(shown))
 
     def draw(self, run: Run, prepared: Prepared, table: pd.DataFrame, title: str) -> None:
         """Write the figure."""

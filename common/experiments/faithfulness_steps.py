@@ -11,6 +11,7 @@ from common.experiments.faithfulness_sweep import BothTasks
 from common.experiments.faithfulness_verdict import FaithfulnessOfDimension, Verdict, by_m_table
 from common.experiments.options import SelectionOptions, SharedOptions
 from common.experiments.preparation import Prepared
+from common.experiments.printed_table import printed
 from common.experiments.run import Run, bad_values
 
 
@@ -50,7 +51,7 @@ def report(run: Run, by_m: list[FaithfulnessOfDimension], verdict: Verdict, tabl
     }
     shown = by_m_table(by_m)[list(names)].dropna(axis=1, how="all").rename(columns=names)
     print("\nbest λ of every m, with its 95 % interval over other queries and subset models")
-    print(shown.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+    print(printed(shown, digits=3))
     if line := error_sweep.describe_gaps(run.config.get("prediction_gaps", {})):
         print(line)
     if bad := bad_values(table, "errors of pairs and rank correlations of queries"):

@@ -14,6 +14,7 @@ from common.experiments.device import choose_device
 from common.experiments.lds_sweep import LdsTask
 from common.experiments.options import SelectionOptions, SharedOptions, SketchOptions
 from common.experiments.preparation import Prepared, load_model, make_sketcher
+from common.experiments.printed_table import printed
 from common.experiments.reference_loss import reference_loss
 from common.experiments.ridge_path import JointChoice, RidgeOfDimension
 from common.experiments.ridges import describe_miss
@@ -125,4 +126,4 @@ def _path_table(path: list[RidgeOfDimension]) -> str:
         "measured_test_lds_at_predicted": "test LDS there",
     }
     shown = table[list(names)].dropna(axis=1, how="all").rename(columns=names)
-    return shown.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-")
+    return printed(shown, digits=3)

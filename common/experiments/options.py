@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from common.foundations.errors import UserError
+from common.foundations.projections import PREDICTED
 
 LARGEST_DEFAULT_M = 65_536
 DEFAULT_TIMEOUT = 3600.0
@@ -113,7 +114,7 @@ class SketchOptions:
     @property
     def has_law(self) -> bool:
         """Whether a closed form says what to expect; without it all predictions are empty."""
-        return self.proj_type != "kronecker"
+        return self.proj_type in PREDICTED
 
     @property
     def of_coordinates(self) -> bool:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from common.foundations.errors import UserError
+from common.foundations.projections import PROJECTIONS
 from common.stores.manifest import FORMAT, MANIFEST, NORMS, NUMPY_NAMES, PROJECTED, UNFINISHED, npy_header, read_record
 from common.stores.store import Module, Region, Store, as_dtype, make_store
 
 FOLDERS = {"train": "train", "queries": "test"}
-KINDS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
 # what must agree for rows of two parts to be projections of gradients of one model by one matrix
 SHARED = ("kind", "m", "seed", "d", "parameters", "modules", "checkpoint", "device", "torch")
 
@@ -42,7 +42,7 @@ def open_store(path: Path, role: str) -> Store:
         unit, kind = record["scale"] == "unit", str(record["kind"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST} is not what project_gradients.py writes: {error!r}") from error
-    if kind not in KINDS or record["scale"] not in ("unit", "none"):
+    if kind not in PROJECTIONS or record["scale"] not in ("unit", "none"):
         raise UserError(f"{folder / MANIFEST} has the kind {kind} and scale {record['scale']}, of which one is unknown")
     for name, header in headers.items():
         if not (folder / name).is_file():

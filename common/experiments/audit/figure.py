@@ -45,7 +45,8 @@ def _draw_dimensions(axes: Axes, table: pd.DataFrame) -> None:
     x, d, error = (known[name] for name in ("lambda", "d_lambda", "d_lambda_std_error"))
     axes.plot(x, d, "-", color=BLUE, label="whole store")
     # the band is thinner than the line where d_λ is large: drawn as bars of two standard errors as well
-    axes.errorbar(x, d, yerr=2 * error, fmt="o", color=BLUE, capsize=3, label="± 2 standard errors")
+    label = "± 2 standard errors" if error.notna().any() else "without error bars"
+    axes.errorbar(x, d, yerr=2 * error, fmt="o", color=BLUE, capsize=3, label=label)
     # larger than the dots that they mostly surround
     for name, marker, colour, size in (("half", "s", ORANGE, 8), ("quarter", "^", GREEN, 11)):
         axes.plot(

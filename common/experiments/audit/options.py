@@ -9,6 +9,7 @@ from pathlib import Path
 from common.experiments import arguments, option_values
 from common.experiments.options import DEFAULT_TIMEOUT, Option, RunRequest
 from common.foundations.errors import UserError
+from common.foundations.projections import PROJECTIONS
 
 FORMAT_NAMES = ("sketchlab", "npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
 # λ over the mean eigenvalue of S, where no exponents are given
@@ -80,7 +81,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     add("--norms", type=Path, default=None, help=".npy or .pt of the lengths of all training rows, if those are units")
     add(
         "--proj_type",
-        choices=arguments.PROJECTIONS,
+        choices=PROJECTIONS,
         default=None,
         help="law of P; default: as stored, else normal",
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.experiments.audit.options import AuditOptions
 from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
+from common.foundations.projections import PREDICTED
 from common.foundations.seeds import make_generator
 from common.foundations.storage import first_difference
 from common.stores.formats import open_store
@@ -19,7 +20,6 @@ from common.stores.moments import Moments, RowReport, check_rows, collect
 from common.stores.store import Store
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 
-KNOWN_LAWS = ("normal", "rademacher", "sjlt", "tensorsketch")
 NUM_PAIRS = 2000
 SAMPLE_STREAM = 1_000_211
 
@@ -52,7 +52,7 @@ class Audited:
     @property
     def law_is_known(self) -> bool:
         """Whether the law of the projection is one that the formulas hold for."""
-        return self.proj_type in KNOWN_LAWS
+        return self.proj_type in PREDICTED
 
     @property
     def mean_eigenvalue(self) -> float:

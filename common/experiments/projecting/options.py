@@ -9,8 +9,8 @@ from pathlib import Path
 from common.experiments import arguments, option_checks, option_values
 from common.experiments.options import WorkloadChoice
 from common.foundations.errors import UserError
+from common.foundations.projections import PROJECTIONS
 
-KINDS = arguments.PROJECTIONS
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -23,7 +23,7 @@ class ProjectOptions:
     modules: tuple[str, ...]
     """Patterns of the names of parameters that are used, or with `!` in front that are not; empty for all."""
     kind: str
-    """Law of P, one of KINDS."""
+    """Law of P, one of PROJECTIONS."""
     m: int
     """Numbers a row of the store; kronecker: at most."""
     kronecker_ranks: tuple[int, int] | None
@@ -57,7 +57,7 @@ def parse(description: str) -> ProjectOptions:
     arguments.add_training_options(parser)
     add = parser.add_argument
     add("--modules", nargs="+", default=None, help="patterns of parameters to use, !PATTERN to leave out; default: all")
-    add("--proj_type", choices=KINDS, default="sjlt", help="law of the projection")
+    add("--proj_type", choices=PROJECTIONS, default="sjlt", help="law of the projection")
     add("--m", type=option_values.dimension, default=4096, help="numbers a row of the store")
     arguments.add_kronecker_ranks(
         parser, "kronecker: every layer's columns become A numbers and its rows B, whatever --m"
