@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.experiments.figures import MEASURED_AND_PREDICTED, STYLE, by_ridge, legend_below, ridge_label, save_figure
+from common.experiments.figures import STYLE, by_ridge, legend_below, ridge_label, save_figure, what_is_drawn
 from common.experiments.spectrum_figure import draw_effective_dimension, thin_out
 from common.theory.spectrum import Spectrum
 
@@ -24,7 +24,7 @@ def draw_cross_errors(folder: Path, table: pd.DataFrame, spectrum: Spectrum, ran
         largest = table["m_over_d_lambda"].max()
         _draw_guide(errors, 1.0, largest, largest**-0.5, "$(m/d_λ)^{-1/2}$")
         errors.set(xlabel="$m / d_λ$", ylabel="$ε_{95}$", title=r"$|\tilde B - B_λ|\,/\,\sqrt{φ_λ(g)\,φ_λ(q)}$")
-        note = MEASURED_AND_PREDICTED if "eps_95" in table else "predicted, nothing sketched"
+        note = what_is_drawn("eps_95" in table, table["predicted_eps_95"].notna().any())
         hollow = "; hollow and dashed: ridge corrected" if "predicted_corrected_eps_95" in table else ""
         legend_below(errors, ncols=5, title=f"λ  ({note}{hollow})")
         _draw_curves(unridged, table, "m_over_d_lambda", "eps0_95", corrected=True)

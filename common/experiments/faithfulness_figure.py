@@ -59,6 +59,8 @@ def draw_faithfulness(
 def _draw_contours(axes: Axes, predicted: pd.DataFrame, threshold: float) -> None:
     """Draw where ε_95 has certain values; the threshold thick."""
     table = predicted.pivot(index="lambda", columns="m", values="predicted_eps_95")
+    if table.isna().all(axis=None):
+        return
     axes.set_title("Predicted validation LDS, contours: predicted $ε_{95}$")
     if min(table.shape) < 2:
         return
@@ -72,8 +74,9 @@ def _draw_contours(axes: Axes, predicted: pd.DataFrame, threshold: float) -> Non
 
 def _draw_along(axes: Axes, ms: list[int], measured: list, predicted: list, colour: str) -> list[Line2D]:
     """Draw what was measured (points) and predicted (line) at the best λ of every m."""
-    values = np.array(predicted, dtype=np.float64)
-    lines = axes.plot(ms, values, "-", color=colour, linewidth=1, label="predicted, at its own λ*(m)")
+    lines, values = [], np.array(predicted, dtype=np.float64)
+    if np.isfinite(values).any():
+        lines += axes.plot(ms, values, "-", color=colour, linewidth=1, label="predicted, at its own λ*(m)")
     values = np.array(measured, dtype=np.float64)
     if np.isfinite(values).any():
         lines += axes.plot(ms, values, "o", color=colour, label="measured, at its own λ*(m)")

@@ -30,11 +30,19 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
 }
 MARKERS = "osD^vPX*<>hd"
-MEASURED_AND_PREDICTED = "points: measured, lines: predicted"
+
+
+def what_is_drawn(measured: bool, predicted: bool) -> str:
+    """Return what points and lines stand for."""
+    if not predicted:
+        return "measured; no law of this projection is known"
+    return "points: measured, lines: predicted" if measured else "predicted, nothing sketched"
 
 
 def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:
-    """Place the legend of a panel below its x label, where no data can lie."""
+    """Place the legend of a panel below its x label, where no data can lie; none where nothing has a label."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     below_label = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-30, units="points")
     axes.legend(
         title=title,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
-from common.experiments.figures import MARKERS, MEASURED_AND_PREDICTED, STYLE, legend_below, ridge_label, save_figure
+from common.experiments.figures import MARKERS, STYLE, legend_below, ridge_label, save_figure, what_is_drawn
 from common.experiments.ridge_path import RidgeOfDimension
 from common.experiments.selection import Selection
 
@@ -45,7 +45,8 @@ def draw_hyperparam_selection(
         for panel, group, queries in ((axes[0, 0], "val", "validation queries"), (axes[0, 1], "test", "test queries")):
             _draw_over_ridge(panel, table, predicted, group)
             panel.set_title(f"LDS against λ, {queries}")
-        legend_below(axes[0, 0], ncols=3, title=MEASURED_AND_PREDICTED)
+        note = what_is_drawn(selection is not None, predicted["predicted_val_lds"].notna().any())
+        legend_below(axes[0, 0], ncols=3, title=note)
         _draw_over_dimension(axes[0, 2], table, predicted, selection)
         _draw_effective_dimension(axes[1, 0], table, selection)
         _draw_normalised(axes[1, 1], table, predicted)
@@ -147,6 +148,8 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
 def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimension]) -> None:
     """Draw the predicted validation LDS over (m, λ), with the best λ of every m, predicted and measured.
 
+    Without a law of the projection, the measured λ alone.
+
     Args:
         axes: where to.
         predicted: one row an (m, λ) of a full grid.
@@ -154,8 +157,10 @@ def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimensio
     """
     ms, ridges = np.unique(predicted["m"]), np.unique(predicted["lambda"])
     lds = predicted.pivot(index="lambda", columns="m", values="predicted_val_lds").to_numpy()
-    mesh = axes.pcolormesh(_log_edges(ms), _log_edges(ridges), lds, cmap="cividis", rasterized=True)
-    axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
+    has_law = np.isfinite(lds).any()
+    if has_law:
+        mesh = axes.pcolormesh(_log_edges(ms), _log_edges(ridges), lds, cmap="cividis", rasterized=True)
+        axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
     known = [(one.m, one.predicted_lambda_star) for one in path if one.predicted_lambda_star is not None]
     if known:
         axes.plot(*zip(*known, strict=True), "-", color="white", lw=1.5, label="predicted λ*(m)", path_effects=OUTLINE)
@@ -166,7 +171,8 @@ def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimensio
         m, star, low, high = (np.array(values) for values in zip(*measured, strict=True))
         bars = [np.maximum(star - low, 0), np.maximum(high - star, 0)]
         axes.errorbar(m, star, bars, fmt="o", color=ORANGE, mec="white", elinewidth=1, label="measured λ*(m), 95 %")
-    axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ", title="Predicted validation LDS")
+    axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ")
+    axes.set_title("Predicted validation LDS" if has_law else "Best λ of every m")
     axes.grid(False)
     if known or measured:
         legend_below(axes, ncols=2)

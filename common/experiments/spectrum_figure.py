@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from common.experiments.figures import (
-    MEASURED_AND_PREDICTED,
     STYLE,
     by_ridge,
     lay_out,
     legend_below,
     ridge_label,
     save_figure,
+    what_is_drawn,
 )
 from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum, effective_dimension
@@ -68,7 +68,7 @@ def _finish_errors(axes, table: pd.DataFrame, measured: bool) -> None:
     axes.plot(guide, guide**-0.5, "--", color="black", linewidth=1.2, label="$(m/d_λ)^{-1/2}$")
     axes.set(xscale="log", yscale="log", xlabel="$m / d_λ$", ylabel="$ε_{95}$", title="Error of self-influence")
     axes.set_ylim(top=2)
-    note = MEASURED_AND_PREDICTED if measured else "predicted, nothing sketched"
+    note = what_is_drawn(measured, table["predicted_eps_95"].notna().any())
     if "predicted_corrected_eps_95" in table:
         note += "; hollow and dashed: ridge corrected" if measured else "; dashed: ridge corrected"
     legend_below(axes, ncols=5, title=f"λ  ({note})")

@@ -49,3 +49,17 @@ def test_a_single_m_has_no_contours_and_no_warning(tmp_path):
     predicted, path, by_m = made_up()
     faithfulness_figure.draw_faithfulness(tmp_path, predicted[predicted["m"] == 32], path[:1], by_m[:1], 0.02, "one m")
     assert (tmp_path / "figure.png").exists()
+
+
+def test_without_a_law_only_measurements_are_drawn(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(faithfulness_figure, "save_figure", lambda figure, where: kept.append(figure))
+    predicted, path, by_m = made_up()
+    predicted[["predicted_val_lds", "predicted_eps_95"]] = np.nan
+    path = [dataclasses.replace(one, predicted_lambda_star=None) for one in path]
+    by_m = [dataclasses.replace(one, predicted_test_lds=None, predicted_eps_95=None) for one in by_m]
+    faithfulness_figure.draw_faithfulness(tmp_path, predicted, path, by_m, 0.02, "kronecker")
+    plane, errors, lds = kept[0].axes
+    assert plane.get_title() == "Best λ of every m"
+    shown = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (errors, lds)]
+    assert shown == [["measured, at its own λ*(m)", "threshold, 0.02"], ["measured, at its own λ*(m)"]]

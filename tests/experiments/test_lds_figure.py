@@ -215,3 +215,16 @@ def test_the_map_of_a_single_size_or_ridge_has_room(ms, ridges):
     edges = axes.collections[0].get_coordinates()
     assert (edges[0, 0] < [min(ms), min(ridges)]).all()
     assert (edges[-1, -1] > [max(ms), max(ridges)]).all()
+
+
+def test_without_a_law_the_figure_draws_no_map_and_speaks_of_no_lines(draw):
+    summary, predicted = make_tables()
+    for table in (summary, predicted):
+        table[["predicted_val_lds", "predicted_test_lds"]] = np.nan
+    alone = [dataclasses.replace(one, predicted_lambda_star=None) for one in path()]
+    figure, _ = draw(summary, predicted, choice(), alone)
+    assert len(figure.axes) == 6, "a map of nothing has colours"
+    plane = figure.axes[5]
+    assert plane.get_title() == "Best λ of every m"
+    assert legend(plane) == ["measured λ*(m), 95 %"]
+    assert figure.axes[0].get_legend().get_title().get_text() == "measured; no law of this projection is known"

@@ -24,8 +24,8 @@ def time_projections(options: CostOptions) -> pd.DataFrame:
     """Return one row a (projection, m): what a store of all training samples takes, gradients or factors included.
 
     A call of the projection takes a + b·(samples) seconds, from the fastest calls of a single sample and of
-    `num_samples` within ENOUGH_SECONDS each; memory is what the larger one adds at its peak, with what the
-    projection keeps.
+    `num_samples` within ENOUGH_SECONDS each, or of as many samples as a call can have where `num_samples` take less
+    than the call itself. Memory is what the larger one adds at its peak, with what the projection keeps.
 
     Raises:
         UserError: the checkpoint is not the one of the runs.
@@ -47,7 +47,11 @@ def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m:
     projection, _ = make_projection(_asked(options, run, m), subject.subject, subject.routes, device)
     num_train = subject.identities["train"].n
     many = min(options.num_samples, num_train, projection.rows_at_once)
-    a_call, a_sample = time_calls(replace(subject, projection=projection), 1, many, ENOUGH_SECONDS)
+    timed = replace(subject, projection=projection)
+    a_call, a_sample = time_calls(timed, 1, many, ENOUGH_SECONDS)
+    most = min(num_train, projection.rows_at_once)
+    if many < most and many * a_sample < a_call:  # the difference of both calls would be mostly noise
+        a_call, a_sample = time_calls(timed, 1, most, ENOUGH_SECONDS)
     return {
         "proj_type": run.law,
         "m": m,
