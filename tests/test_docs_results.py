@@ -43,7 +43,7 @@ def expected_cells(command: str) -> dict[str, str]:
         "exact test LDS at λ*": f"{choice['exact_test_lds']:.3f}",
         "m_95": f"{choice['m_95']:,}",
         "m_95/d_λ*": f"{choice['c_95']:.0f}",
-        "predicted choice (m, λ)": f"({predicted['m']:,}, {predicted['lambda']:g})",
+        "predicted choice (m, λ)": f"({predicted['m']:,}, {predicted['lambda']:g})" if predicted else "none",
     }
 
 
