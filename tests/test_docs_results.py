@@ -6,6 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from tests.documents import ROOT, committed_table, committed_text, read, sections, tables
 
 RECOMMENDED = ("m", "m_ridge_corrected", "d_lambda_over_eps_squared")
@@ -154,6 +157,20 @@ def test_the_table_of_projections_is_that_of_the_committed_files():
             assert row["d_λ"] == f"{cell['d_lambda']:.0f}"
             bracket = "" if law == "normal" else f" ({cell['gaussian_equivalent_m']:,.0f})"
             assert row[law] == f"{cell['eps_95']:.3f}".lstrip("0") + bracket
+
+
+@pytest.mark.parametrize(("which", "run", "ridge"), [(1, "mnist_mlp_max_m_4096", 1e-2), (2, "mnist_lr", 10.0)])
+def test_the_tables_of_error_against_cost_are_those_of_the_committed_files(which, run, ridge):
+    table = tables(sections(read("docs/results.md"))["Projections of factors"])[which]
+    costs = committed_table(ROOT / "results" / "projection_cost" / run / "costs.csv")
+    costs = costs[np.isclose(costs["lambda"], ridge)].set_index(["proj_type", "m"])
+    for row in table.dicts():
+        m = int(row.pop("m").replace(",", ""))
+        for law, shown in row.items():
+            seconds, error = map(float, shown.split(", "))
+            cell = costs.loc[law, m]
+            assert seconds == float(f"{cell['seconds']:.2g}")
+            assert error == float(f"{cell['eps_95']:.3f}")
 
 
 def run_of(model: str, law: str) -> Path:
