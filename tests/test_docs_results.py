@@ -159,7 +159,14 @@ def test_the_table_of_projections_is_that_of_the_committed_files():
             assert row[law] == f"{cell['eps_95']:.3f}".lstrip("0") + bracket
 
 
-@pytest.mark.parametrize(("which", "run", "ridge"), [(1, "mnist_mlp_max_m_4096", 1e-2), (2, "mnist_lr", 10.0)])
+@pytest.mark.parametrize(
+    ("which", "run", "ridge"),
+    [
+        (1, "mnist_mlp_max_m_4096", 1e-2),
+        (2, "mnist_lr", 10.0),
+        (3, "chorales_musictransformer_max_m_1024_num_train_200", 100.0),
+    ],
+)
 def test_the_tables_of_error_against_cost_are_those_of_the_committed_files(which, run, ridge):
     table = tables(sections(read("docs/results.md"))["Projections of factors"])[which]
     costs = committed_table(ROOT / "results" / "projection_cost" / run / "costs.csv")
