@@ -169,7 +169,6 @@ def recommend_for_pairs(cells: Cells, left: Tensor, right: Tensor, target: float
     Only m >= d_λ are recommended: below, a sketch finds nearly no score, which is a small error where pairs have none.
     """
     d_lambda = torch.tensor(cells.effective_dimensions, dtype=torch.float64)
-
     pairs = PairProducts.of(left, right)
 
     def smallest(corrected: bool) -> list[int | None]:

@@ -34,9 +34,9 @@ MARKERS = "osD^vPX*<>hd"
 
 def what_is_drawn(measured: bool, predicted: bool) -> str:
     """Return what points and lines stand for."""
-    if not predicted:
-        return "measured; no law of this projection is known"
-    return "points: measured, lines: predicted" if measured else "predicted, nothing sketched"
+    if measured:
+        return "points: measured, lines: predicted" if predicted else "measured, nothing predicted"
+    return "predicted, nothing sketched" if predicted else "nothing sketched, nothing predicted"
 
 
 def legend_below(axes: Axes, ncols: int, title: str | None = None) -> None:

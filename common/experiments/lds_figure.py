@@ -148,7 +148,7 @@ def _draw_normalised(axes: Axes, table: pd.DataFrame, predicted: pd.DataFrame) -
 def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimension]) -> None:
     """Draw the predicted validation LDS over (m, λ), with the best λ of every m, predicted and measured.
 
-    Without a law of the projection, the measured λ alone.
+    Where nothing is predicted, the measured λ alone.
 
     Args:
         axes: where to.
@@ -157,8 +157,8 @@ def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimensio
     """
     ms, ridges = np.unique(predicted["m"]), np.unique(predicted["lambda"])
     lds = predicted.pivot(index="lambda", columns="m", values="predicted_val_lds").to_numpy()
-    has_law = np.isfinite(lds).any()
-    if has_law:
+    has_map = np.isfinite(lds).any()
+    if has_map:
         mesh = axes.pcolormesh(_log_edges(ms), _log_edges(ridges), lds, cmap="cividis", rasterized=True)
         axes.figure.colorbar(mesh, ax=axes, label="predicted validation LDS")
     known = [(one.m, one.predicted_lambda_star) for one in path if one.predicted_lambda_star is not None]
@@ -171,8 +171,8 @@ def draw_map(axes: Axes, predicted: pd.DataFrame, path: Sequence[RidgeOfDimensio
         m, star, low, high = (np.array(values) for values in zip(*measured, strict=True))
         bars = [np.maximum(star - low, 0), np.maximum(high - star, 0)]
         axes.errorbar(m, star, bars, fmt="o", color=ORANGE, mec="white", elinewidth=1, label="measured λ*(m), 95 %")
-    axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ")
-    axes.set_title("Predicted validation LDS" if has_law else "Best λ of every m")
+    title = "Predicted validation LDS" if has_map else "Best λ of every m"
+    axes.set(xscale="log", yscale="log", xlabel="m", ylabel="λ", title=title)
     axes.grid(False)
     if known or measured:
         legend_below(axes, ncols=2)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from common.foundations.errors import UserError
-from common.foundations.projections import PREDICTED
+from common.foundations.projections import WITH_LAW
 
 LARGEST_DEFAULT_M = 65_536
 DEFAULT_TIMEOUT = 3600.0
@@ -114,7 +114,7 @@ class SketchOptions:
     @property
     def has_law(self) -> bool:
         """Whether a closed form says what to expect; without it all predictions are empty."""
-        return self.proj_type in PREDICTED
+        return self.proj_type in WITH_LAW
 
     @property
     def of_coordinates(self) -> bool:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 PROJECTIONS = ("normal", "rademacher", "sjlt", "tensorsketch", "kronecker")
 """Those that the project draws from."""
-PREDICTED = ("normal", "rademacher", "sjlt", "tensorsketch")
+WITH_LAW = ("normal", "rademacher", "sjlt", "tensorsketch")
 """Those whose errors have a closed form in common/theory/; without one predictions are empty."""

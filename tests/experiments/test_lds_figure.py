@@ -227,4 +227,4 @@ def test_without_a_law_the_figure_draws_no_map_and_speaks_of_no_lines(draw):
     plane = figure.axes[5]
     assert plane.get_title() == "Best λ of every m"
     assert legend(plane) == ["measured λ*(m), 95 %"]
-    assert figure.axes[0].get_legend().get_title().get_text() == "measured; no law of this projection is known"
+    assert figure.axes[0].get_legend().get_title().get_text() == "measured, nothing predicted"

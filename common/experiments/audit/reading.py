@@ -12,7 +12,7 @@ from torch import Tensor
 from common.experiments.audit.options import AuditOptions
 from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
-from common.foundations.projections import PREDICTED
+from common.foundations.projections import WITH_LAW
 from common.foundations.seeds import make_generator
 from common.foundations.storage import first_difference
 from common.stores.formats import open_store
@@ -52,7 +52,7 @@ class Audited:
     @property
     def law_is_known(self) -> bool:
         """Whether the law of the projection is one that the formulas hold for."""
-        return self.proj_type in PREDICTED
+        return self.proj_type in WITH_LAW
 
     @property
     def mean_eigenvalue(self) -> float:
