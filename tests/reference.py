@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class DenseGradients:
-    """A (N, d) matrix of gradients in RAM, read by column blocks of a chosen width."""
+    """A (N, d) matrix of gradients in RAM, read by column blocks of a chosen width, or by rows."""
 
     def __init__(self, matrix: Tensor, width: int = 1_000_000):
         matrix = matrix.double()
@@ -25,6 +25,12 @@ class DenseGradients:
     def unit_blocks(self):
         for start in range(0, self.num_columns, self.width):
             yield start, self.unit[:, start : start + self.width].float()
+
+    def unit_batches(self, samples=None):
+        chosen = self.unit if samples is None else self.unit[samples]
+        for start in range(0, len(chosen), 5):
+            rows = chosen[start : start + 5].float()
+            yield slice(start, start + len(rows)), rows
 
     def unit_rows(self):
         for start in range(0, self.num_rows, 7):

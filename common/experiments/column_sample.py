@@ -32,14 +32,21 @@ def sample_columns(
     d = gradients.num_columns
     order = torch.randperm(d, generator=make_generator("cpu", seed, SAMPLE_STREAM))
     chosen = order[:NUM_SAMPLED].sort().values
-    parts = []
-    for start, block in gradients.unit_blocks():
-        inside = chosen[(chosen >= start) & (chosen < start + block.shape[1])] - start
-        parts.append(block[:, inside.to(block.device)].double())
-        if sides is not None:
-            sides.add(start, block)
-    energies = basis.entries(torch.cat(parts, dim=1), chosen).square()
+    if sides is None:
+        columns = torch.cat([rows[:, chosen.to(rows.device)].double() for _, rows in gradients.unit_batches()])
+    else:
+        columns = _read_with(sides, gradients, chosen)
+    energies = basis.entries(columns, chosen).square()
     # closed forms are computed on the CPU
     query_squares = queries.square().mean(0)
     sample = group(d, basis.eigenvalues.cpu(), energies.cpu(), query_squares.cpu())
     return sample if sides is None else replace(sample, sides=sides.finish())
+
+
+def _read_with(sides: SidesReader, gradients: Gradients, chosen: Tensor) -> Tensor:
+    parts = []
+    for start, block in gradients.unit_blocks():
+        inside = chosen[(chosen >= start) & (chosen < start + block.shape[1])] - start
+        parts.append(block[:, inside.to(block.device)].double())
+        sides.add(start, block)
+    return torch.cat(parts, dim=1)

@@ -121,6 +121,11 @@ class SketchOptions:
         """Whether coordinates in an orthonormal basis are sketched: the law must be rotation invariant."""
         return self.proj_type == "normal" and not self.explicit and self.reference_m is None
 
+    @property
+    def by_columns(self) -> bool:
+        """Whether a pass over the gradients needs columns of all samples at once: P is dense, and drawn only once."""
+        return self.proj_type in ("normal", "rademacher") and not self.of_coordinates
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -121,7 +121,7 @@ def prepare(
             DTYPES[wanted.dtype],
             device,
             last_samples=drawn if options.queries.kind == "test" else None,
-            prefer_stored=not (options.sketches.of_coordinates or options.sketches.of_factors),
+            prefer_stored=options.sketches.by_columns,
         )
         cache = Cache(wanted.cache_dir, plan, trained.fingerprint, choice.file)
     gradients = LazyGradients(run, cache)

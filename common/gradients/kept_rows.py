@@ -17,13 +17,15 @@ from torch import Tensor
 from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
 from common.gradients.layer_gradients import LayerwiseGradients
-from common.gradients.lengths import SHORT, inverse_lengths
+from common.gradients.lengths import SHORT, inverse_lengths, scale_to_unit_length
 
 if TYPE_CHECKING:
     from common.gradients.row_checks import RowCheck
 
 BLOCK_BYTES = 2**26
 ROWS_BYTES = 2**27
+BATCH_BYTES = 2**28
+LINE_ROWS = 16
 
 
 class Gradients(Protocol):
@@ -43,6 +45,12 @@ class Gradients(Protocol):
 
     def unit_rows(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""
+
+    def unit_batches(self, samples: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (places, (b, d) float32 rows scaled to unit length) of (k,) int64 samples; None: of all N.
+
+        Zero rows stay zero.
+        """
 
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length."""
@@ -100,6 +108,15 @@ class StoredGradients:
             # storage rounds, so stored rows have unit length only to about the precision of their dtype
             yield start, rows * inverse_lengths(rows.norm(dim=1))[:, None]
 
+    def unit_batches(self, samples: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (places, (b, d) float32 rows scaled to unit length) of (k,) int64 samples; None: of all N.
+
+        Zero rows stay zero.
+        """
+        for places, some in _batches(self, samples):
+            rows = torch.stack([self._rows.read_row(row) for row in some.tolist()]).to(self.device)
+            yield places, rows.float() / self.num_columns**0.5
+
     def unit_gram(self) -> Tensor:
         """Return the (N, N) float64 Gram matrix of the rows scaled to unit length; zero rows stay zero."""
         gram = torch.zeros(self.num_rows, self.num_rows, dtype=torch.float64, device=self.device)
@@ -151,6 +168,17 @@ class RecomputedGradients:
         """Yield (first row, (b, d) float64 rows scaled to unit length); zero rows stay zero."""
         for start, rows in self._rows():
             yield start, rows * inverse_lengths(rows.norm(dim=1))[:, None]
+
+    def unit_batches(self, samples: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (places, (b, d) float32 rows scaled to unit length) of (k,) int64 samples; None: of all N.
+
+        Zero rows stay zero.
+        """
+        self._layerwise.keep()
+        for places, some in _batches(self, samples):
+            rows = self._layerwise.rows_of(some, self._layerwise.dtype)
+            scale_to_unit_length(rows)
+            yield places, rows.float()
 
     def _rows(self) -> Iterator[tuple[int, Tensor]]:
         return self._layerwise.row_batches(rows_a_batch(self.num_columns))
@@ -228,6 +256,15 @@ class _FileRows:
                 raise OSError(f"{file.name} ends early")
             done += got
         return rows
+
+
+def _batches(gradients: Gradients, samples: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (places, samples) of batches of at most 256 MiB of float32 rows, or 16 rows: fewer take as long."""
+    samples = torch.arange(gradients.num_rows) if samples is None else samples
+    size = max(LINE_ROWS, BATCH_BYTES // (4 * gradients.num_columns) // LINE_ROWS * LINE_ROWS)
+    for start in with_progress("gradients", range(0, len(samples), size), unit="batch"):
+        places = slice(start, min(start + size, len(samples)))
+        yield places, samples[places]
 
 
 def rows_a_batch(num_columns: int) -> int:

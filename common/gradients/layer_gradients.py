@@ -26,10 +26,11 @@ from common.gradients.layer_products import (
     cheaper_by_grams,
     place,
     select_rows,
+    shared_channels,
     split_rows,
     write_products,
 )
-from common.gradients.layer_shares import Capture, Direct, matrix_shape
+from common.gradients.layer_shares import Capture, Convolution, Direct, matrix_shape
 from common.workloads.precision import in_dtype, match_inputs
 from common.workloads.records import Examples, Loss
 
@@ -74,11 +75,7 @@ class RowGradients:
         size = len(batch), _dim(self._parameters)
         device = next(iter(self._parameters.values())).device
         gradients = out if out is not None else torch.empty(size, dtype=self._capture.dtype, device=device)
-        start = 0
-        for name, parameter in self._parameters.items():
-            rows, cols = matrix_shape(parameter)
-            write_products(captures.pop(name, []), slice(0, rows), cols, gradients[:, start : start + rows * cols])
-            start += rows * cols
+        _write_rows(captures, self._parameters, gradients)
         return gradients
 
 
@@ -106,7 +103,7 @@ class LayerwiseGradients:
         if dtype is not None and dtype != row_dtype(model):
             model, examples = in_dtype(model, dtype), match_inputs(examples, dtype)
         self._capture_layers = LayerCapture(model, loss, routes or Routes())
-        self._dtype = self._capture_layers.dtype
+        self.dtype: torch.dtype = self._capture_layers.dtype
         self._model, self._examples = model, examples
         self._parameters = trainable_parameters(model)
         self._device = next(iter(self._parameters.values())).device
@@ -148,7 +145,7 @@ class LayerwiseGradients:
             if linear is not None:
                 add_product_of_grams(gram, linear)
                 continue
-            for _, block in self._blocks(piece, captures, block_bytes):
+            for block in self._blocks_in_any_order(piece, captures, block_bytes):
                 add_gram(gram, block)
         norms = gram.diagonal().sqrt()
         inverse = torch.where(norms == 0, 0.0, 1 / norms)
@@ -172,19 +169,18 @@ class LayerwiseGradients:
         for first in with_progress("gradients, row by row", range(0, self.num_rows, size), unit="batch"):
             yield first, self.rows_of(torch.arange(first, min(first + size, self.num_rows)))
 
-    def rows_of(self, samples: Tensor) -> Tensor:
-        """Return the (k, d) float64 gradients of (k,) int64 samples, computed as those of `row_batches`."""
-        rows = torch.empty(len(samples), self.dim, dtype=torch.float64, device=self._device)
+    def rows_of(self, samples: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the (k, d) gradients of (k,) int64 samples; their products and sums are of `dtype`."""
+        rows = torch.empty(len(samples), self.dim, dtype=dtype, device=self._device)
         for part, some in zip(rows.split(self._batch_size), samples.split(self._batch_size), strict=True):
-            captures = self._capture(some, None)
-            start = 0
-            for name, parameter in self._parameters.items():
-                height, cols = matrix_shape(parameter)
-                exact = [capture.to(torch.float64) for capture in captures.get(name, [])]
-                products = part.new_empty(len(part), height * cols)
-                write_products(exact, slice(0, height), cols, products)
-                part[:, start : start + height * cols] = products
-                start += height * cols
+            if self._kept is None:
+                _write_rows(self._capture(some, None), self._parameters, part)
+                continue
+            here = some.to(self._device)
+            for piece, captures in self._kept:
+                size = piece.num_rows * piece.cols
+                chosen = [capture.of_samples(here).to(dtype) for capture in captures]
+                write_products(chosen, slice(0, piece.num_rows), piece.cols, part[:, piece.start : piece.start + size])
         return rows
 
     def _probe(self) -> tuple[dict[str, list[Capture]], int]:
@@ -199,7 +195,7 @@ class LayerwiseGradients:
         for name, parameter in self._parameters.items():
             rows, cols = matrix_shape(parameter)
             for part, factors, size in split_rows(
-                probe.get(name, []), rows, cols, self._dtype.itemsize, memory_bytes // self.num_rows
+                probe.get(name, []), rows, cols, self.dtype.itemsize, memory_bytes // self.num_rows
             ):
                 yield Piece(name, part, cols, start + part.start * cols, factors, size)
             start += rows * cols
@@ -233,18 +229,46 @@ class LayerwiseGradients:
     def _to_keep(self, piece: Piece, captures: list[Capture], batch: int) -> list[Capture]:
         if piece.keeps_factors:
             return [select_rows(capture, piece.rows) for capture in captures]
-        products = torch.empty(batch, piece.num_rows * piece.cols, dtype=self._dtype, device=self._device)
+        products = torch.empty(batch, piece.num_rows * piece.cols, dtype=self.dtype, device=self._device)
         write_products(captures, piece.rows, piece.cols, products)
         return [Direct(products.view(batch, -1, piece.cols))]
 
     def _blocks(self, piece: Piece, captures: list[Capture], max_bytes: int) -> Iterator[tuple[int, Tensor]]:
-        step = max(1, max_bytes // (self.num_rows * piece.cols * self._dtype.itemsize))
+        step = max(1, max_bytes // (self.num_rows * piece.cols * self.dtype.itemsize))
         for first in range(0, piece.num_rows, step):
             rows = slice(first, min(first + step, piece.num_rows))
             width = (rows.stop - rows.start) * piece.cols
-            block = torch.empty(self.num_rows, width, dtype=self._dtype, device=self._device)
+            block = torch.empty(self.num_rows, width, dtype=self.dtype, device=self._device)
             write_products(captures, rows, piece.cols, block)
             yield piece.start + first * piece.cols, block
+
+    def _blocks_in_any_order(self, piece: Piece, captures: list[Capture], max_bytes: int) -> Iterator[Tensor]:
+        """Yield all columns of a piece: of a convolution channel by channel, so that patches are unfolded only once."""
+        channels = shared_channels(captures)
+        width = piece.num_rows * piece.cols // channels if channels else 0
+        step = max_bytes // (self.num_rows * width * self.dtype.itemsize) if channels else 0
+        if not step:
+            yield from (block for _, block in self._blocks(piece, captures, max_bytes))
+            return
+        for first in range(0, channels, step):
+            some = slice(first, min(first + step, channels))
+            count = some.stop - some.start
+            block = torch.empty(self.num_rows, count * width, dtype=self.dtype, device=self._device)
+            parts: list[Capture] = [
+                capture.of_channels(some) for capture in captures if isinstance(capture, Convolution)
+            ]
+            write_products(parts, slice(0, piece.num_rows), count * piece.cols // channels, block)
+            yield block
+
+
+def _write_rows(captures: dict[str, list[Capture]], parameters: dict[str, nn.Parameter], out: Tensor) -> None:
+    """Fill (B, d) `out` with gradients, in its dtype; captures are given up on the way."""
+    start = 0
+    for name, parameter in parameters.items():
+        rows, cols = matrix_shape(parameter)
+        own = [capture.to(out.dtype) for capture in captures.pop(name, [])]
+        write_products(own, slice(0, rows), cols, out[:, start : start + rows * cols])
+        start += rows * cols
 
 
 def _dim(parameters: dict[str, nn.Parameter]) -> int:

@@ -191,6 +191,12 @@ def _factor_bytes(captures: list[Capture], rows: int) -> tuple[int, int]:
     return fixed, per_row
 
 
+def shared_channels(captures: list[Capture]) -> int:
+    """Return how many input channels all captures of a parameter have, if all are convolutions; else 0."""
+    channels = {capture.inputs.shape[1] if isinstance(capture, Convolution) else 0 for capture in captures}
+    return channels.pop() if len(channels) == 1 else 0
+
+
 def cheaper_by_grams(captures: list[Capture], rows: int, cols: int) -> Linear | None:
     """Return the only capture where S² products of small Gram matrices cost less than one of expanded gradients."""
     if len(captures) != 1 or not isinstance(captures[0], Linear):

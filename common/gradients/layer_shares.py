@@ -37,6 +37,10 @@ class _Share:
         """Return the capture with every tensor changed."""
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
+    def of_samples(self: _Kind, samples: Tensor) -> _Kind:
+        """Return the capture of some samples."""
+        return self.map(lambda tensor: tensor[samples])
+
     def to(self: _Kind, dtype: torch.dtype) -> _Kind:
         """Return the capture in a floating-point dtype; row indices stay as they are."""
         return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
@@ -80,6 +84,10 @@ class Convolution(_Share):
     """(B, C, H, W)."""
     geometry: ConvGeometry
     """Which of the input's pixels each output pixel saw."""
+
+    def of_channels(self, channels: slice) -> Convolution:
+        """Return the factors of the gradients' columns that belong to some channels of the input."""
+        return replace(self, inputs=self.inputs[:, channels])
 
 
 Capture = Direct | Linear | Lookup | Convolution

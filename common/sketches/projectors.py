@@ -1,9 +1,10 @@
 """Random projections P (m x d) of d-dimensional gradients, E[PᵀP] = I: normal, rademacher, sjlt.
 
-No d x m matrix is ever stored: the columns of P that meet a block of gradient columns are drawn when the block
-arrives. One pass over the gradients serves every m of a sweep, because a sketch of size m is a deterministic
-reduction of a larger one with exactly the law it would have had by itself. Sketches of different m in one trial
-therefore share random numbers; different trials are independent.
+No dense d x m matrix is ever stored: the columns of P that meet a block of gradient columns are drawn when the block
+arrives. A sparse one takes whole rows (row_projection.py), for which one pass of the model is always enough. One pass
+over the gradients serves every m of a sweep, because a sketch of size m is a deterministic reduction of a larger one
+with exactly the law it would have had by itself. Sketches of different m in one trial therefore share random numbers;
+different trials are independent.
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ from torch import Tensor
 
 from common.gradients.gram import gram_of_columns
 from common.sketches.matrices import DenseMatrix, SparseMatrix
-
-try:
-    from sjlt import SJLTProjection  # CUDA kernel; requirements-cuda.txt
-except ImportError:
-    SJLTProjection = None
+from common.sketches.row_projection import SparseRowProjection
 
 ROWS_IN_PLACE = 2048
 
 
-class Columns(Protocol):
-    """What a projector needs of gradients."""
+class UnitRows(Protocol):
+    """What a projector needs of gradients: all of them, by columns or by rows."""
 
+    num_rows: int
+    """N."""
     num_columns: int
     """d."""
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length; zero rows stay zero."""
+
+    def unit_batches(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (places, (b, d) float32 rows scaled to unit length); zero rows stay zero."""
 
 
 class Projector(ABC):
@@ -50,12 +52,12 @@ class Projector(ABC):
     def scale(self, m: int) -> float:
         """Return what the unscaled entries of a sketch of size m are divided by."""
 
-    def project(self, gradients: Columns, max_m: int, trial: int) -> Tensor:
+    def project(self, gradients: UnitRows, max_m: int, trial: int) -> Tensor:
         """Return the unscaled (max_m, N) float32 sketch of the rows scaled to unit length."""
         return self.project_all(gradients, max_m, [trial])[0]
 
     @abstractmethod
-    def project_all(self, gradients: Columns, max_m: int, trials: Sequence[int]) -> list[Tensor]:
+    def project_all(self, gradients: UnitRows, max_m: int, trials: Sequence[int]) -> list[Tensor]:
         """Return what `project` does for every trial, from one pass over the gradients."""
 
     @abstractmethod
@@ -127,25 +129,17 @@ class SjltProjector(Projector):
         return self.sparsity**0.5
 
     def project_all(self, gradients, max_m, trials):
-        entries = [self.matrix(max_m, trial).columns(gradients.num_columns) for trial in trials]
+        projections: list[SparseRowProjection] = []
         projected: list[Tensor] = []
-        for start, block in gradients.unit_blocks():
+        for places, rows in gradients.unit_batches():
             if not projected:
-                projected = [torch.zeros(max_m, len(block), device=block.device) for _ in trials]
-            columns = slice(start, start + block.shape[1])
-            for (rows, signs), own in zip(entries, projected, strict=True):
-                self._accumulate(own, block, rows[columns].to(block.device), signs[columns].to(block.device))
+                matrices = [self.matrix(max_m, trial) for trial in trials]
+                projections = [SparseRowProjection(matrix, gradients.num_columns, rows.device) for matrix in matrices]
+                projected = [torch.empty(max_m, gradients.num_rows, device=rows.device) for _ in trials]
+            for project, own in zip(projections, projected, strict=True):
+                for samples, columns in project.unscaled_columns(rows):
+                    own[:, places][:, samples] = columns
         return projected
-
-    def _accumulate(self, projected: Tensor, block: Tensor, rows: Tensor, signs: Tensor) -> None:
-        if block.is_cuda and SJLTProjection is not None:
-            kernel = SJLTProjection(block.shape[1], len(projected), self.sparsity, device=block.device)
-            kernel.rand_indices.copy_(rows)
-            kernel.rand_signs.copy_(signs)
-            projected += kernel(block.contiguous()).T * self.sparsity**0.5
-            return
-        for row, sign in zip(rows.T, signs.T, strict=True):
-            projected.index_add_(0, row, (block * sign).T.contiguous())
 
     def reduce(self, projected, m):
         blocks = projected.reshape(self.sparsity, -1, m // self.sparsity, projected.shape[1])

@@ -7,6 +7,7 @@ rounding of sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -14,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.sketches.matrices import DenseMatrix, SparseMatrix
+
+try:
+    from sjlt import SJLTProjection  # CUDA kernel; requirements-cuda.txt
+except ImportError:
+    SJLTProjection = None
 
 GROUP_BYTES = 2**29
 MOST_ROWS = 1024
@@ -68,6 +74,14 @@ class SparseRowProjection:
         self.m, self.num_columns, self._sparsity = matrix.m, num_columns, matrix.sparsity
         self._width = matrix.tile_width
         self._tiles: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._kernel: Callable[[Tensor], Tensor] | None = None
+        if device.type == "cuda" and SJLTProjection is not None:
+            kernel = SJLTProjection(num_columns, self.m, self._sparsity, device=device)
+            entries = matrix.columns(num_columns)
+            kernel.rand_indices.copy_(entries[0])
+            kernel.rand_signs.copy_(entries[1])
+            self._kernel = kernel
+            return
         for number, start in enumerate(range(0, num_columns, self._width)):
             rows, signs = (x[: num_columns - start] for x in matrix.tile(number))
             order = torch.argsort(rows.flatten(), stable=True)
@@ -79,17 +93,26 @@ class SparseRowProjection:
     def __call__(self, rows: Tensor) -> Tensor:
         """Return (b, m) rows Pg of (b, d) rows g, in their dtype and on their device."""
         projected = rows.new_empty(len(rows), self.m)
-        samples = rows.new_empty(self._width, SAMPLES_A_LINE)
-        for few, out in zip(rows.split(SAMPLES_A_LINE), projected.split(SAMPLES_A_LINE), strict=True):
+        for samples, columns in self.unscaled_columns(rows):
+            projected[samples] = columns.T
+        return projected.div_(self._sparsity**0.5)
+
+    def unscaled_columns(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (samples, (m, b) columns √c Pg) of (b, d) rows g, in their dtype, a few at a time."""
+        if self._kernel is not None:
+            yield slice(0, len(rows)), self._kernel(rows.float().contiguous()).T.to(rows.dtype) * self._sparsity**0.5
+            return
+        beside = rows.new_empty(self._width * SAMPLES_A_LINE)
+        for start in range(0, len(rows), SAMPLES_A_LINE):
+            few = rows[start : start + SAMPLES_A_LINE]
             total, same = rows.new_zeros(self.m, len(few)), torch.eye(len(few), dtype=rows.dtype, device=rows.device)
             for part, (columns, starts, signs) in zip(few.split(self._width, dim=1), self._tiles, strict=True):
                 # samples side by side: a product with the identity is exact, and half the cost of a strided copy
-                beside = samples.flatten()[: part.numel()].view(part.shape[1], len(few))
-                torch.mm(part.T, same, out=beside)
+                line = beside[: part.numel()].view(part.shape[1], len(few))
+                torch.mm(part.T, same, out=line)
                 # a bag of columns for each row of P, summed in a fixed order
-                total += F.embedding_bag(columns, beside, starts, mode="sum", per_sample_weights=signs.to(rows.dtype))
-            out.copy_(total.T)
-        return projected.div_(self._sparsity**0.5)
+                total += F.embedding_bag(columns, line, starts, mode="sum", per_sample_weights=signs.to(rows.dtype))
+            yield slice(start, start + len(few)), total
 
 
 def make_row_projection(kind: str, m: int, seed: int, num_columns: int, device: torch.device) -> RowProjection:

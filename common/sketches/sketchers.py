@@ -52,13 +52,17 @@ class SomeRows:
 
     def __init__(self, gradients: Gradients, rows: Tensor):
         self._gradients, self._rows = gradients, rows
-        self.num_columns = gradients.num_columns
+        self.num_columns, self.num_rows = gradients.num_columns, len(rows)
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length."""
         all_rows = len(self._rows) == len(self._gradients.norms)
         for start, block in self._gradients.unit_blocks():
             yield start, block if all_rows else block[self._rows]
+
+    def unit_batches(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (places among these rows, (b, d) float32 rows scaled to unit length)."""
+        return self._gradients.unit_batches(self._rows.cpu())
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.gradients import kept_rows
+from common.gradients import kept_rows, planning
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.gradients.layer_gradients import LayerwiseGradients
 from common.workloads.losses import cross_entropy
@@ -56,6 +57,30 @@ def test_unit_rows_have_unit_length_and_blocks_are_float32_in_column_order(tmp_p
         torch.testing.assert_close(squares, torch.ones(67, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("offload", [*STORED, "recompute"])
+@pytest.mark.parametrize("memory_bytes", [2 << 30, 3000], ids=["kept", "another pass"])
+def test_batches_are_unit_rows_of_the_samples_asked_for(offload, memory_bytes, tmp_path, monkeypatch):
+    def loss(outputs, targets):
+        # lengths from 1 to 1e-36, at which entries of a float32 gradient are subnormal numbers
+        return cross_entropy(outputs, targets) * (10.0 ** (-(targets * 18.0)))
+
+    model = trained(dropout_perceptron)
+    make = partial(LayerwiseGradients, memory_bytes=memory_bytes)
+    monkeypatch.setattr(planning, "LayerwiseGradients", make)
+    monkeypatch.setattr(kept_rows, "BATCH_BYTES", 1)
+    found, expected = extract(model, tmp_path, offload, loss=loss), reference_rows(model, loss=loss)
+    lengths = expected.norm(dim=1, keepdim=True)
+    assert lengths.min() < 1e-35
+    unit, accuracy = expected / lengths, torch.where(lengths < 1e-30, 1e-2, FLOAT32)
+    for samples in (None, torch.tensor([5, 66, 3, *range(20, 55)])):
+        places, batches = zip(*found.unit_batches(samples), strict=True)
+        chosen = torch.arange(67) if samples is None else samples
+        assert [p.start for p in places] == list(range(0, len(chosen), kept_rows.LINE_ROWS))
+        rows = torch.cat(batches)
+        assert rows.dtype == torch.float32
+        assert ((rows - unit[chosen]).norm(dim=1, keepdim=True) < accuracy[chosen]).all()
+
+
 @pytest.mark.parametrize("offload", ["cpu", "recompute"])
 def test_gradients_of_length_1e_minus_12_are_as_accurate_as_those_of_length_1(offload, tmp_path):
     def loss(outputs, targets):
@@ -100,7 +125,7 @@ def test_sixteen_bit_storage_rounds_every_entry_relative_to_its_row(offload, dty
 MEMORY_SCRIPT = """
 import sys, torch
 from pathlib import Path
-from common.gradients import kept_rows
+from common.gradients import kept_rows, planning
 from common.gradients.kept_rows import StoredGradients
 kept_rows.BLOCK_BYTES = 2**22
 rows, columns = 64, 1_000_000

@@ -61,6 +61,11 @@ def test_gram_and_column_blocks_equal_the_multiplied_out_ones(name, share):
     widths = torch.tensor([block.shape[1] for block in blocks])
     assert list(starts) == [0, *widths.cumsum(0)[:-1].tolist()]
     assert largest_relative_row_error(torch.cat(blocks, dim=1), expected) < 1e-10
+    some = torch.tensor([3, 0, 2])
+    for dtype in TOLERANCE:
+        rows = gradients.rows_of(some, dtype)
+        assert rows.dtype == dtype
+        assert largest_relative_row_error(rows, expected[some]) < TOLERANCE[dtype]
 
 
 def test_what_a_pass_keeps_stays_within_the_memory_asked_for():

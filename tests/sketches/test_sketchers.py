@@ -160,3 +160,7 @@ class CountedPasses(DenseGradients):
     def unit_blocks(self):
         self.passes += 1
         return super().unit_blocks()
+
+    def unit_batches(self, samples=None):
+        self.passes += 1
+        return super().unit_batches(samples)
