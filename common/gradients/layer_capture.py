@@ -97,10 +97,11 @@ class LayerCapture:
         hidden = hidden_uses(losses.sum(), self._followed(), recorder.calls, self._parameters)
         return recorder.unknown, {name: why for name, why in hidden.items() if name not in recorder.unknown}
 
-    def saved_bytes(self, one: Examples) -> int:
-        """Return the bytes that a backward pass over one sample holds: what the forward pass saves for it, and copies.
+    def probe(self, one: Examples) -> tuple[dict[str, list[Capture]], int]:
+        """Return the captures of a single sample, and the bytes that its backward pass holds.
 
-        Where samples are run one at a time, those of a batch do not add up, so these count nothing.
+        These are what the forward pass saves for it, copies of parameters, and errors. Where samples are run one at a
+        time, those of a batch do not add up, so these count nothing.
         """
         saved = {}
 
@@ -108,18 +109,16 @@ class LayerCapture:
             saved[tensor.data_ptr()] = tensor.nbytes
             return tensor
 
-        steps = {self._routes.step(name) for name in self._parameters}
-        copies = self._copies(1, self._parameters)
-        if self._routes.singly or steps == {ONE_AT_A_TIME}:
-            return 1
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-                self._run(one, copies, ())
-        except Exception:  # a rare sample, followed without vmap
-            return 1
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            captures = self(one)
+        steps = {name: self._routes.step(name) for name in self._parameters}
+        if self._routes.singly or set(steps.values()) == {ONE_AT_A_TIME}:
+            return captures, 1
         for parameter in self._model.parameters():
             saved.pop(parameter.data_ptr(), None)
-        return sum(saved.values()) + 2 * sum(copy.nbytes for copy in copies.values())
+        copied = sum(self._parameters[name].nbytes for name, step in steps.items() if step == VMAP)
+        captured = sum(capture.nbytes for parts in captures.values() for capture in parts)
+        return captures, sum(saved.values()) + 2 * copied + captured
 
     def _together(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         """Return the captures of a batch, group by group where the model does other things for other samples."""

@@ -154,7 +154,7 @@ class LayerFactors:
         self, examples: Examples, batch_size: int, device: torch.device
     ) -> Iterator[tuple[slice, Iterator[ParameterFactors]]]:
         """Yield (rows, factors) over all samples, `batch_size` at a time or fewer where memory asks for it."""
-        sample_bytes = max(1, self._capture.saved_bytes(examples.subset(slice(1)).to(device)))
+        _, sample_bytes = self._capture.probe(examples.subset(slice(1)).to(device))
         size = max(1, min(batch_size, BATCH_BYTES // (2 * sample_bytes)))
         for start in with_progress("factors of gradients", range(0, len(examples), size), unit="batch"):
             rows = slice(start, min(start + size, len(examples)))

@@ -109,7 +109,7 @@ class LayerwiseGradients:
         self._device = next(iter(self._parameters.values())).device
         self.num_rows: int = len(examples)
         self.dim: int = _dim(self._parameters)
-        probe, sample_bytes = self._probe()
+        probe, sample_bytes = self._capture_layers.probe(examples.subset(slice(1)).to(self._device))
         self._batch_size = max(1, min(batch_size, memory_bytes // (2 * sample_bytes)))
         pieces = self._pieces(probe, memory_bytes)
         self._passes = packed(pieces, lambda piece: self.num_rows * piece.bytes_per_sample, memory_bytes)
@@ -182,13 +182,6 @@ class LayerwiseGradients:
                 chosen = [capture.of_samples(here).to(dtype) for capture in captures]
                 write_products(chosen, slice(0, piece.num_rows), piece.cols, part[:, piece.start : piece.start + size])
         return rows
-
-    def _probe(self) -> tuple[dict[str, list[Capture]], int]:
-        """Return the captures of one sample, and the bytes that its backward pass needs for activations and errors."""
-        one = self._examples.subset(slice(1)).to(self._device)
-        probe = self._capture_layers(one)
-        captured = sum(capture.nbytes for captures in probe.values() for capture in captures)
-        return probe, self._capture_layers.saved_bytes(one) + captured
 
     def _pieces(self, probe: dict[str, list[Capture]], memory_bytes: int) -> Iterator[Piece]:
         start = 0

@@ -46,12 +46,8 @@ def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m:
     device = next(subject.subject.model.parameters()).device
     projection, _ = make_projection(_asked(options, run, m), subject.subject, subject.routes, device)
     num_train = subject.identities["train"].n
-    many = min(options.num_samples, num_train, projection.rows_at_once)
-    timed = replace(subject, projection=projection)
-    a_call, a_sample = time_calls(timed, 1, many, ENOUGH_SECONDS)
     most = min(num_train, projection.rows_at_once)
-    if many < most and many * a_sample < a_call:  # the difference of both calls would be mostly noise
-        a_call, a_sample = time_calls(timed, 1, most, ENOUGH_SECONDS)
+    a_call, a_sample = _call_and_sample(replace(subject, projection=projection), min(options.num_samples, most), most)
     return {
         "proj_type": run.law,
         "m": m,
@@ -61,6 +57,14 @@ def _time(options: CostOptions, run: FinishedRun, subject: ProjectionSubject, m:
         "seconds": math.ceil(num_train / projection.rows_at_once) * a_call + num_train * a_sample,
         "added_memory_bytes": memory.bytes()["added_memory_bytes"],
     }
+
+
+def _call_and_sample(subject: ProjectionSubject, many: int, most: int) -> tuple[float, float]:
+    found = time_calls(subject, 1, many, ENOUGH_SECONDS)
+    a_call, a_sample = found
+    if many < most and many * a_sample < a_call:  # the difference of both calls would be mostly noise
+        found = time_calls(subject, 1, most, ENOUGH_SECONDS)
+    return found
 
 
 def _asked(options: CostOptions, run: FinishedRun, m: int) -> ProjectOptions:
