@@ -87,7 +87,7 @@ def project_samples(gradients: StreamedGradients, sketches: Sequence[Sketch], sa
 
 
 class MomentSketcher:
-    """Sketches of gradients that pass by: one pass serves every m of as many trials as moments fit into 1 GiB."""
+    """Sketches of gradients that pass by: one pass serves every m of as many trials as moments fit into 2 GiB."""
 
     def __init__(
         self,

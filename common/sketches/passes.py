@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PASS_BYTES = 2**30
+PASS_BYTES = 2**31
 """What the sketches of several trials may take together."""
 
 

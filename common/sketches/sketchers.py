@@ -67,7 +67,7 @@ class SomeRows:
 
 @dataclass(frozen=True)
 class ExplicitSketcher:
-    """Sketches of the d-dimensional gradients: one pass over them serves as many trials as fit into 1 GiB."""
+    """Sketches of the d-dimensional gradients: one pass over them serves as many trials as fit into 2 GiB."""
 
     gradients: Gradients
     """Training rows first."""
@@ -129,7 +129,7 @@ class ExplicitSketcher:
 
 @dataclass(frozen=True)
 class FactoredSketcher:
-    """Sketches of gradients that come as factors: one pass of the model serves as many trials as fit into 1 GiB."""
+    """Sketches of gradients that come as factors: one pass of the model serves as many trials as fit into 2 GiB."""
 
     batches: Callable[[], Iterable[tuple[slice, Iterable[ParameterFactors]]]]
     """Starts a pass: (rows, factors) over all samples, training samples first."""
