@@ -23,5 +23,10 @@ def with_progress(description: str, items: Iterable[Item], unit: str = "unit") -
     return tqdm(items, desc=description, unit=unit, file=sys.stderr, disable=_disabled(), leave=False)
 
 
+def without_exponent(number: float, digits: int) -> str:
+    """Return a number of seconds for people, rounded to so many digits: 100, where `.2g` makes 1e+02 of it."""
+    return f"{float(f'{number:.{digits}g}'):.12g}"
+
+
 def _disabled() -> bool | None:
     return None if is_first() else True

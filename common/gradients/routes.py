@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from common.foundations.errors import UserError
+from common.foundations.progress import without_exponent
 from common.gradients.hidden_uses import UNSEEN
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME, VMAP, LayerCapture, Routes, row_dtype
 from common.gradients.verification import (
@@ -63,7 +64,7 @@ class CheckedRoutes:
         elif parts:
             parts[0] = parts[0].replace(" ", " parameters ", 1)
         seconds = self.sample_seconds * num_samples
-        return f"{', '.join(parts)}; about {seconds:.2g} s a pass over {num_samples} samples"
+        return f"{', '.join(parts)}; about {without_exponent(seconds, 2)} s a pass over {num_samples} samples"
 
 
 def check_routes(

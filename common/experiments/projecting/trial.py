@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from common.experiments.projecting.filling import project_range
 from common.experiments.projecting.subject import ProjectionSubject
+from common.foundations.progress import without_exponent
 from common.gradients.planning import gigabytes
 
 
@@ -50,8 +51,8 @@ def describe(found: Forecast, subject: ProjectionSubject) -> str:
     """Return the forecast for people."""
     samples = " + ".join(f"{identity.n} {part}" for part, identity in subject.identities.items())
     return (
-        f"the whole, {samples} samples: about {found.seconds:.3g} s in one process like this one "
-        f"({found.seconds_a_sample:.3g} s a sample, {found.seconds_a_call:.3g} s a call of at most "
+        f"the whole, {samples} samples: about {without_exponent(found.seconds, 3)} s in one process like this one "
+        f"({found.seconds_a_sample:.3g} s a sample, {without_exponent(found.seconds_a_call, 3)} s a call of at most "
         f"{subject.projection.rows_at_once}), {gigabytes(found.num_bytes)} on disk; nothing has been written"
     )
 
