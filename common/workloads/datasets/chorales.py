@@ -1,19 +1,28 @@
 """chorales, embedded: Bach chorales in music21's corpus as MIDI event tokens.
 
 Not a benchmark: a stand-in with the shapes of MAESTRO for when there is no network. The scores are read from
-the installed music21 at run time; its corpus/license.txt says on what terms it distributes them.
+the installed music21; its corpus/license.txt says on what terms it distributes them. Reading them takes half a
+minute, so their tokens are kept in the data folder, where there is one:
+
+    <data_dir>/chorales/tokens.pt, manifest.json    (common/workloads/datasets/parsed.py)
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from common.foundations import storage
 from common.foundations.progress import with_progress
+from common.workloads.datasets import midi_events
 from common.workloads.datasets.midi_events import encode, to_examples, windows
+from common.workloads.datasets.parsed import kept_or_parsed
 from common.workloads.records import Dataset
 
 NUM_PIECES = 200
@@ -30,20 +39,32 @@ def load(data_dir: Path | None = None, num_pieces: int = NUM_PIECES) -> Dataset:
     No piece is in both parts, but Bach harmonised some melodies more than once.
 
     Args:
-        data_dir: not used; the scores are part of music21.
+        data_dir: where the tokens are kept for the next call. None: nowhere.
         num_pieces: how many pieces are read, at least 5.
 
     Returns:
         inputs (N, 256) int64; targets (N, 256) int64, each the token after the input at its place.
     """
+    path = None if data_dir is None else Path(data_dir) / "chorales" / "tokens.pt"
+    rows = kept_or_parsed(path, _made_by(num_pieces), lambda: _parse(num_pieces))
+    return Dataset(train=to_examples(rows["train"].numpy()), test=to_examples(rows["test"].numpy()))
+
+
+def _made_by(num_pieces: int) -> dict:
+    """Return what decides which tokens there are, and their order; no package is imported for it."""
+    code = [storage.file_checksum(Path(file)) for file in (__file__, midi_events.__file__)]
+    packages = {name: version(name) for name in ("music21", "pretty_midi", "dattri")}
+    return packages | {"code": code, "num_pieces": num_pieces}
+
+
+def _parse(num_pieces: int) -> dict[str, Tensor]:
     names = piece_names()[:num_pieces]
     bar = with_progress("chorales: reading scores", names, "piece")
     # Music that is under two names counts once; it could otherwise be in both parts.
     pieces = list(dict.fromkeys(tuple(encode(to_midi(name), name)) for name in bar))
-    rows = [windows(piece) for piece in pieces]
+    rows = [torch.from_numpy(windows(piece).astype(np.int16)) for piece in pieces]
     train = [part for index, part in enumerate(rows) if index % 5 != 4]
-    test = rows[4::5]
-    return Dataset(train=to_examples(np.concatenate(train)), test=to_examples(np.concatenate(test)))
+    return {"train": torch.cat(train), "test": torch.cat(rows[4::5])}
 
 
 def piece_names() -> list[str]:

@@ -2,20 +2,19 @@
 
 Parsing the package's text file takes seconds, so the digits are kept in the data folder, where there is one:
 
-    <data_dir>/mnist/digits.pt, manifest.json    (common/foundations/storage.py)
+    <data_dir>/mnist/digits.pt, manifest.json    (common/workloads/datasets/parsed.py)
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib.metadata import distribution, version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from common.foundations import storage, tensor_files
-from common.foundations.errors import UserError
+from common.foundations import storage
+from common.workloads.datasets.parsed import kept_or_parsed
 from common.workloads.records import Dataset, Examples
 
 MEAN, STD = 0.1307, 0.3081
@@ -39,29 +38,13 @@ def load(data_dir: Path | None = None) -> Dataset:
 
 def load_pixels(data_dir: Path | None = None) -> dict[str, Tensor]:
     """Return the (N, 784) uint8 `train_pixels`, `test_pixels` and (N,) int64 `train_labels`, `test_labels`."""
-    return _parse() if data_dir is None else _kept(Path(data_dir) / "mnist")
+    return kept_or_parsed(None if data_dir is None else Path(data_dir) / "mnist" / "digits.pt", _made_by(), _parse)
 
 
 def examples(pixels: Tensor, labels: Tensor) -> Examples:
     """Return (N, 784) uint8 digits as (N, 1, 28, 28) float32 inputs, scaled to [0, 1] and normalised."""
     images = pixels.float().reshape(-1, 1, 28, 28) / 255
     return Examples((images - MEAN) / STD, labels)
-
-
-def _kept(folder: Path) -> dict[str, Tensor]:
-    """Return the digits kept in `folder`; where they are missing, damaged or of other packages, parse and keep them."""
-    path, manifest = folder / "digits.pt", folder / "manifest.json"
-    made_by = _made_by()
-    # no lock to read: the folder may be one that only others can write
-    if storage.reusable(manifest, made_by):
-        return tensor_files.read_tensors(path)
-    digits = _parse()
-    with suppress(UserError, OSError), storage.exclusive_lock(folder):
-        if storage.mismatch(manifest, made_by) is not None:
-            storage.unseal(manifest)
-            tensor_files.write_tensors(path, digits)
-            storage.seal(manifest, made_by, [path])
-    return digits
 
 
 def _made_by() -> dict:

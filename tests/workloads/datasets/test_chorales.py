@@ -72,6 +72,21 @@ def test_every_note_of_a_piece_is_in_its_tokens_at_its_time(tokens, piece):
     assert sorted(starts) == sorted((round(start * 48), pitch) for start, _, pitch in notes)
 
 
+def test_kept_tokens_are_those_of_the_scores_and_read_none(data, tmp_path, monkeypatch):
+    chorales.load(tmp_path, SMALL)
+    monkeypatch.setattr(chorales, "_parse", None)
+    kept = chorales.load(tmp_path, SMALL)
+    for part, expected in ((kept.train, data.train), (kept.test, data.test)):
+        assert torch.equal(part.inputs, expected.inputs)
+        assert torch.equal(part.targets, expected.targets)
+
+
+def test_tokens_of_other_pieces_are_read_again(tmp_path, monkeypatch, capsys):
+    chorales.load(tmp_path, 5)
+    assert len(chorales.load(tmp_path, SMALL).train) > len(chorales.load(tmp_path, 5).train)
+    assert "because num_pieces was 5, wanted is 10" in capsys.readouterr().err
+
+
 def test_loading_prints_nothing_and_warns_of_nothing():
     code = "from common.workloads.datasets import chorales; chorales.load(num_pieces=5)"
     command = [sys.executable, "-W", "error", "-c", code]
