@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**26
 ROWS_BYTES = 2**27
 BATCH_BYTES = 2**28
+# one cache line of float32: a column of so many rows is read and added at once by a sparse projection
 LINE_ROWS = 16
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.gradients.kept_rows import LINE_ROWS
 from common.sketches.matrices import DenseMatrix, SparseMatrix
 
 try:
@@ -23,8 +24,6 @@ except ImportError:
 
 GROUP_BYTES = 2**29
 MOST_ROWS = 1024
-# one cache line of float32: a column of so many samples is read and added at once
-SAMPLES_A_LINE = 16
 
 
 class RowProjection(Protocol):
@@ -102,9 +101,9 @@ class SparseRowProjection:
         if self._kernel is not None:
             yield slice(0, len(rows)), self._kernel(rows.float().contiguous()).T.to(rows.dtype) * self._sparsity**0.5
             return
-        beside = rows.new_empty(self._width * SAMPLES_A_LINE)
-        for start in range(0, len(rows), SAMPLES_A_LINE):
-            few = rows[start : start + SAMPLES_A_LINE]
+        beside = rows.new_empty(self._width * LINE_ROWS)
+        for start in range(0, len(rows), LINE_ROWS):
+            few = rows[start : start + LINE_ROWS]
             total, same = rows.new_zeros(self.m, len(few)), torch.eye(len(few), dtype=rows.dtype, device=rows.device)
             for part, (columns, starts, signs) in zip(few.split(self._width, dim=1), self._tiles, strict=True):
                 # samples side by side: a product with the identity is exact, and half the cost of a strided copy

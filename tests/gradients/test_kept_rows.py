@@ -125,7 +125,7 @@ def test_sixteen_bit_storage_rounds_every_entry_relative_to_its_row(offload, dty
 MEMORY_SCRIPT = """
 import sys, torch
 from pathlib import Path
-from common.gradients import kept_rows, planning
+from common.gradients import kept_rows
 from common.gradients.kept_rows import StoredGradients
 kept_rows.BLOCK_BYTES = 2**22
 rows, columns = 64, 1_000_000

@@ -45,8 +45,11 @@ def load(data_dir: Path | None = None, num_pieces: int = NUM_PIECES) -> Dataset:
     Returns:
         inputs (N, 256) int64; targets (N, 256) int64, each the token after the input at its place.
     """
-    path = None if data_dir is None else Path(data_dir) / "chorales" / "tokens.pt"
-    rows = kept_or_parsed(path, _made_by(num_pieces), lambda: _parse(num_pieces))
+    if data_dir is None:
+        rows = _parse(num_pieces)
+    else:
+        path = Path(data_dir) / "chorales" / "tokens.pt"
+        rows = kept_or_parsed(path, _made_by(num_pieces), lambda: _parse(num_pieces))
     return Dataset(train=to_examples(rows["train"].numpy()), test=to_examples(rows["test"].numpy()))
 
 

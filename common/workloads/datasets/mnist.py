@@ -38,7 +38,9 @@ def load(data_dir: Path | None = None) -> Dataset:
 
 def load_pixels(data_dir: Path | None = None) -> dict[str, Tensor]:
     """Return the (N, 784) uint8 `train_pixels`, `test_pixels` and (N,) int64 `train_labels`, `test_labels`."""
-    return kept_or_parsed(None if data_dir is None else Path(data_dir) / "mnist" / "digits.pt", _made_by(), _parse)
+    if data_dir is None:
+        return _parse()
+    return kept_or_parsed(Path(data_dir) / "mnist" / "digits.pt", _made_by(), _parse)
 
 
 def examples(pixels: Tensor, labels: Tensor) -> Examples:

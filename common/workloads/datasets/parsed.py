@@ -12,17 +12,15 @@ from common.foundations import storage, tensor_files
 from common.foundations.errors import UserError
 
 
-def kept_or_parsed(path: Path | None, made_by: dict, parse: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def kept_or_parsed(path: Path, made_by: dict, parse: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors kept in a file; where they are missing, damaged, or made by others, parse and keep them.
 
     Args:
         path: the file; manifest.json lies beside it (common/foundations/storage.py). A folder that cannot be written
-            costs nothing but time. None: nothing is kept.
+            costs nothing but time.
         made_by: all that decides what `parse` returns.
         parse: makes them.
     """
-    if path is None:
-        return parse()
     manifest = path.parent / "manifest.json"
     # no lock to read: the folder may be one that only others can write
     if storage.reusable(manifest, made_by):
