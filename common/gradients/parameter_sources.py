@@ -30,11 +30,6 @@ class Source:
     first_row: int = 0
     """The row of the parameter at which the rows of the tensor begin."""
 
-    @property
-    def is_parameter(self) -> bool:
-        """Whether it is a whole parameter as it is."""
-        return self.edge is None and not self.transposed and not self.first_row
-
 
 def view_of(func: Callable, args: tuple, source: Source, result: Tensor) -> Source | None:
     """Return `parameter.t()`, `parameter[start:]` and `parameter[start:, :]` as what they are; None for all else."""

@@ -27,28 +27,23 @@ class FactorisedDimensions:
         return self.of_a * self.of_e
 
 
-def dimension_of_product(a: Tensor, e: Tensor, ridges: Tensor) -> Tensor:
-    """Return d_λ(A ⊗ E) = Σ_ij a_i e_j/(a_i e_j + λ).
-
-    Args:
-        a: (p,) eigenvalues of A, >= 0.
-        e: (q,) eigenvalues of E, >= 0.
-        ridges: (ridges,) λ > 0.
-
-    Returns:
-        (ridges,) float64.
-    """
-    return dimension_of(torch.outer(e.double(), a.double()), ridges)
-
-
 def dimension_of(eigenvalues: Tensor, ridges: Tensor) -> Tensor:
-    """Return the (ridges,) float64 values d_λ = Σ s/(s+λ) of eigenvalues of any shape; one λ is worked on at a time."""
+    """Return the (ridges,) float64 values d_λ = Σ s/(s+λ) of eigenvalues of any shape; one λ is worked on at a time.
+
+    Those of A ⊗ E are the products a_i e_j.
+    """
     s = eigenvalues.double()
     return torch.stack([(s / (s + ridge)).sum() for ridge in ridges.tolist()])
 
 
 def factorised_dimensions(a: Tensor, e: Tensor, ridges: Tensor) -> FactorisedDimensions:
-    """Return what theorem 6 asks of either side, for eigenvalues as in `dimension_of_product`; 0 where A or E is 0."""
+    """Return what theorem 6 asks of either side; 0 where A or E is 0.
+
+    Args:
+        a: (p,) eigenvalues of A, >= 0.
+        e: (q,) eigenvalues of E, >= 0.
+        ridges: (ridges,) λ > 0.
+    """
     return FactorisedDimensions(_scaled(a, e, ridges), _scaled(e, a, ridges))
 
 

@@ -92,7 +92,6 @@ def test_transposes_and_last_rows_are_the_parameter_itself_seen_another_way(para
     (call,) = recorder.calls
     (source,) = call.sources.values()
     assert (source.name, source.edge, source.transposed, source.first_row) == ("weight", None, transposed, first_row)
-    assert source.is_parameter == (not transposed and not first_row)
     assert torch.equal(source.tensor, view(parameters["weight"]))
 
 
@@ -118,7 +117,7 @@ def test_whatever_else_is_computed_from_parameters_alone_is_followed_to_where_it
     (source,) = call.sources.values()
     assert source.parameters == names
     assert source.name.startswith(", ".join(sorted(names)) + ", computed ")
-    assert not source.is_parameter
+    assert source.edge is not None
     # the gradient that enters at the edge is pulled back as plain autograd does it
     error = torch.randn(source.tensor.shape)
     found = torch.autograd.grad(source.edge, [parameters[name] for name in names], grad_outputs=error)
