@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common.curvature.factors import FactoredBlock
 from common.foundations.seeds import make_generator
+from common.gradients.gram import add_gram
 from common.sketches.influence import SketchedProblem, sketched_self_influence
 
 JOINT_COST = 2e11
@@ -90,7 +91,7 @@ def joint(
     for tile, start in enumerate(range(0, len(eigenvalues), width)):
         part = slice(start, start + width)
         entries = _gaussian(largest, len(eigenvalues[part]), ridges.device, (*entropy, _JOINT, tile))
-        fisher.addmm_(entries * eigenvalues[part], entries.T)
+        add_gram(fisher, entries * eigenvalues[part].sqrt())
         projected.addmm_(vectors[:, part].double(), entries.T)
     found = {}
     for m in drawn:
