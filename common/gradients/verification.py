@@ -48,6 +48,8 @@ class Subject:
     """All samples, on any device."""
     dtype: torch.dtype
     """Of the gradients: float32 or float64."""
+    batch_dtype: torch.dtype | None = None
+    """What floating-point samples are converted to, a batch at a time; None: they stay as they are."""
 
     @property
     def precision(self) -> torch.dtype:
@@ -62,7 +64,8 @@ class Subject:
 
     def batch(self, rows: Tensor) -> Examples:
         """Return some samples on the model's device."""
-        return self.examples.subset(rows).to(next(iter(self.parameters.values())).device)
+        batch = self.examples.subset(rows).to(next(iter(self.parameters.values())).device)
+        return batch if self.batch_dtype is None else match_inputs(batch, self.batch_dtype)
 
     def losses(self, rows: Tensor) -> Tensor:
         """Return the losses of a batch of samples."""
@@ -81,12 +84,8 @@ class Subject:
 def in_float64(subject: Subject, row: int) -> Subject | None:
     """Return the model and its samples in float64; None where it does not run in it on a sample."""
     try:
-        exact = Subject(
-            in_dtype(subject.model, torch.float64),
-            subject.loss,
-            match_inputs(subject.examples, torch.float64),
-            torch.float64,
-        )
+        model = in_dtype(subject.model, torch.float64)
+        exact = Subject(model, subject.loss, subject.examples, torch.float64, torch.float64)
         if not all(parameter.is_leaf for parameter in exact.parameters.values()):
             return None  # a compiled script keeps its own parameters, of which these are copies
         exact.one_by_one(torch.tensor([row]))
