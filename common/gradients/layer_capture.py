@@ -11,13 +11,15 @@ Reference: Goodfellow, "Efficient per-example gradient computations", arXiv 1510
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common.gradients.hidden_uses import hidden_uses
 from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source, trainable_parameters
@@ -103,22 +105,33 @@ class LayerCapture:
         These are what the forward pass saves for it, copies of parameters, and errors. Where samples are run one at a
         time, those of a batch do not add up, so these count nothing.
         """
-        saved = {}
-
-        def remember(tensor: Tensor) -> Tensor:
-            saved[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-            captures = self(one)
         steps = {name: self._routes.step(name) for name in self._parameters}
         if self._routes.singly or set(steps.values()) == {ONE_AT_A_TIME}:
-            return captures, 1
+            return self(one), 1
+        captures, held = self._holding(one)
         for parameter in self._model.parameters():
-            saved.pop(parameter.data_ptr(), None)
+            held.pop(parameter.data_ptr(), None)
         copied = sum(self._parameters[name].nbytes for name, step in steps.items() if step == VMAP)
         captured = sum(capture.nbytes for parts in captures.values() for capture in parts)
-        return captures, sum(saved.values()) + 2 * copied + captured
+        return captures, sum(held.values()) + 2 * copied + captured
+
+    def _holding(self, one: Examples) -> tuple[dict[str, list[Capture]], dict[int, int]]:
+        """Return the captures of a single sample, and address -> bytes of what the forward pass saves for them."""
+        held: dict[int, int] = {}
+
+        def remember(tensor: Tensor) -> Tensor:
+            held[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+                return self(one), held
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+        # derivatives that the model takes itself with torch.func allow no such hooks: all that is computed is counted
+        with _Computed(remember):
+            return self(one), held
 
     def _together(self, batch: Examples, names: list[str]) -> dict[str, list[Capture]]:
         """Return the captures of a batch, group by group where the model does other things for other samples."""
@@ -242,6 +255,23 @@ class LayerCapture:
                 allow_unused=True,
             )
             yield from ((n, direct(g)) for n, g in zip(names, gradients, strict=True) if g is not None)
+
+
+class _Computed(TorchDispatchMode):
+    """Shows every tensor that is computed, until all are there, so that each has an address of its own."""
+
+    def __init__(self, show: Callable[[Tensor], object]):
+        super().__init__()
+        self._show = show
+        self._all: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor):
+                self._all.append(leaf)
+                self._show(leaf)
+        return found
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import spectrum_bounds
 from common.experiments import script
 from common.foundations.errors import UserError
 from common.gradients.first_gradients import check_gradients
-from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.benchmark import SEED, load_trained_model
 from common.workloads.checks import check_workload
@@ -41,6 +40,8 @@ SINGLY = {"gradient_hook", "moe_mixed", "moe_ordered", "packed_lstm", "second_de
 """Which torch.func.vmap cannot run: boolean masks, packed sequences, hooks, functions with their own backward."""
 ALONE = {"ckpt_reentrant", "jit_script", "second_derivative", "straight_through"}
 """With parameters used where nobody can see it: in checkpoints, scripts, derivatives by the inputs, that function."""
+COPIED = {"own_transform"}
+"""With parameters used inside a transform of torch.func, of which every sample gets a copy."""
 CASES = Path(cases.__path__[0])
 NAMES = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
 
@@ -98,7 +99,7 @@ def test_gradients_are_those_of_float64_backward_passes_one_sample_at_a_time(nam
     lengths = expected.norm(dim=1)
     assert lengths.any()
     assert ((rows - expected).norm(dim=1) <= FLOAT32 * lengths).all()
-    assert {plan.routes.step(name) for name, _ in plan.model.named_parameters()} <= {LAYERS, ONE_AT_A_TIME}
+    assert bool(plan.routes.by_vmap) == (name in COPIED)
     assert bool(plan.routes.one_at_a_time) == (name in ALONE)
     assert bool(plan.routes.singly) == (name in SINGLY)
     assert found.check.num_rows >= 8
