@@ -58,7 +58,7 @@ def make_ridges(options: CurvatureOptions, prepared: Prepared) -> Ridges:
 def fit_curvature(run: Run, prepared: Prepared) -> Curvature:
     """Return the factors of every block, and the spectra of the empirical Fishers that are affordable."""
     plan, num_train = prepared.plan, len(prepared.workload.train)
-    layers = LayerFactors(plan.model, prepared.workload.loss, plan.routes)
+    layers = LayerFactors(plan.model, plan.workload.loss, plan.routes)
     with run.phase("factors"):
         looked_at = plan.examples.subset(torch.tensor(plan.checked.rows)).to(plan.device)
         blocks = find_blocks(list(layers(looked_at)))

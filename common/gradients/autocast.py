@@ -1,4 +1,4 @@
-"""Models that switch to 16-bit arithmetic themselves, with torch.autocast in their forward pass."""
+"""Models and losses that switch to 16-bit arithmetic themselves, with torch.autocast in their own code."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from common.workloads.precision import copied
-from common.workloads.records import Examples
+from common.workloads.records import Examples, Loss
 from common.workloads.running import run_model, without_graph
 
 
-def autocast_dtypes(model: nn.Module, one: Examples) -> set[torch.dtype]:
-    """Return the 16-bit dtypes to which a forward pass on one sample switches."""
+def autocast_dtypes(model: nn.Module, loss: Loss, one: Examples) -> set[torch.dtype]:
+    """Return the 16-bit dtypes to which a forward pass on one sample, or its loss, switches."""
     found: set[torch.dtype] = set()
     really_enter = torch.autocast.__enter__
 
@@ -25,15 +25,15 @@ def autocast_dtypes(model: nn.Module, one: Examples) -> set[torch.dtype]:
         return really_enter(region)
 
     with _regions(enter, torch.autocast.__exit__):
-        without_graph(lambda: run_model(model, one.inputs))
+        without_graph(lambda: loss(run_model(model, one.inputs), one.targets))
     return found
 
 
-def without_autocast(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that computes in the precision of its parameters."""
+def without_autocast(model: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
+    """Return a copy of a model, and a loss, that compute in the precision of what they are given."""
     copy = copied(model)
     copy.forward = _Plain(copy.forward)
-    return copy
+    return copy, _Plain(loss)
 
 
 class _Plain:

@@ -42,7 +42,7 @@ class GradientPlan:
     """Which gradients to compute, and how; nothing is computed yet."""
 
     workload: Workload
-    """Gives the loss."""
+    """Gives the loss, as it is attributed: without autocast."""
     model: nn.Module
     """In eval mode, on `device`; in float32 or float64, whatever precision the workload's has."""
     parts: list[tuple[str, Examples]]
@@ -115,7 +115,8 @@ def plan_gradients(
     Raises:
         UserError: plain autograd cannot differentiate the loss of a sample, or samples influence one another.
     """
-    model, examples = attributed(model, workload.loss, concatenate([part for _, part in parts]), device)
+    model, loss, examples = attributed(model, workload.loss, concatenate([part for _, part in parts]), device)
+    workload = replace(workload, loss=loss)
 
     def name_sample(row: int) -> str:
         return _sample_name(parts, last_samples, row)

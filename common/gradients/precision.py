@@ -14,15 +14,17 @@ from common.workloads.records import Examples, Loss, map_tensors
 HALF = (torch.float16, torch.bfloat16)
 
 
-def attributed(model: nn.Module, loss: Loss, examples: Examples, device: torch.device) -> tuple[nn.Module, Examples]:
-    """Return the model and the samples whose gradients are computed: themselves, or both without 16-bit numbers.
+def attributed(
+    model: nn.Module, loss: Loss, examples: Examples, device: torch.device
+) -> tuple[nn.Module, Loss, Examples]:
+    """Return the model, the loss and the samples whose gradients are computed: themselves, or without 16-bit numbers.
 
     A model that holds float16 or bfloat16 numbers anywhere (a frozen base, say) is copied to float32, in which they
-    are exact, and one that switches to 16 bits with torch.autocast to a copy that does not; one line says so, or that
-    the model does not run so.
+    are exact, and a model or a loss that switches to 16 bits with torch.autocast gives way to one that does not; one
+    line says so, or that the model does not run so.
     """
     model, examples = _without_halves(model, loss, examples, device)
-    return _without_autocast(model, loss, examples.subset(slice(1)).to(device)), examples
+    return *_without_autocast(model, loss, examples.subset(slice(1)).to(device)), examples
 
 
 def _without_halves(
@@ -45,24 +47,27 @@ def _without_halves(
     return wide, widened
 
 
-def _without_autocast(model: nn.Module, loss: Loss, one: Examples) -> nn.Module:
+def _without_autocast(model: nn.Module, loss: Loss, one: Examples) -> tuple[nn.Module, Loss]:
     try:
-        halves = autocast_dtypes(model, one)
+        halves = autocast_dtypes(model, loss, one)
     except Exception:  # what fails on a sample is said where its gradient is computed
-        return model
+        return model, loss
     if not halves:
-        return model
+        return model, loss
     try:
-        plain = without_autocast(model)
-        _differentiate(plain, loss, one)
+        plain, plain_loss = without_autocast(model, loss)
+        _differentiate(plain, plain_loss, one)
     except Exception as error:  # as above
         print(
-            f"gradients: computed under the model's autocast to {_named(halves)}, because it does not run without it "
+            f"gradients: computed under autocast to {_named(halves)}, because model and loss do not run without it "
             f"({_first_line(error)}); {_cost(halves)}"
         )
-        return model
-    print(f"gradients: the model's autocast to {_named(halves)} is left out; all arithmetic is that of its parameters")
-    return plain
+        return model, loss
+    print(
+        f"gradients: autocast to {_named(halves)} in model and loss is left out; all arithmetic is that of the "
+        "parameters"
+    )
+    return plain, plain_loss
 
 
 def _differentiate(model: nn.Module, loss: Loss, one: Examples) -> None:

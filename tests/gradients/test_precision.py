@@ -4,9 +4,11 @@ import torch
 from torch import nn
 
 from common.gradients.one_at_a_time import sample_gradients
+from common.gradients.planning import compute_gradients, plan_gradients
 from common.gradients.precision import attributed
 from common.workloads.losses import cross_entropy
-from common.workloads.records import Examples
+from common.workloads.records import Examples, Workload
+from tests.reference_gradients import one_by_one_gradients
 
 CPU = torch.device("cpu")
 
@@ -29,13 +31,13 @@ def samples(dtype=torch.float32):
 
 def test_a_model_without_sixteen_bit_numbers_is_taken_as_it_is(capsys):
     model, examples = Adapter(torch.float32), samples()
-    assert attributed(model, cross_entropy, examples, CPU) == (model, examples)
+    assert attributed(model, cross_entropy, examples, CPU) == (model, cross_entropy, examples)
     assert capsys.readouterr().out == ""
 
 
 def test_a_sixteen_bit_base_is_used_in_float32_arithmetic_and_said(capsys):
     model = Adapter(torch.bfloat16)
-    wide, examples = attributed(model, cross_entropy, samples(torch.bfloat16), CPU)
+    wide, _, examples = attributed(model, cross_entropy, samples(torch.bfloat16), CPU)
     assert {p.dtype for p in wide.parameters()} == {torch.float32}
     assert examples.inputs.dtype == torch.float32
     assert torch.equal(wide.base.weight, model.base.weight.float())
@@ -80,7 +82,7 @@ def by_real_numbers(model, inputs):
 def test_complex_buffers_of_a_sixteen_bit_model_stay_complex():
     torch.manual_seed(0)
     model = Rotating()
-    wide, examples = attributed(model, cross_entropy, samples(torch.bfloat16), CPU)
+    wide, _, examples = attributed(model, cross_entropy, samples(torch.bfloat16), CPU)
     assert torch.allclose(wide(examples.inputs).double(), by_real_numbers(model, examples.inputs), atol=1e-6)
 
 
@@ -101,14 +103,32 @@ def test_autocast_in_the_forward_pass_is_left_out_and_said(capsys):
     torch.manual_seed(0)
     model = Switching().eval()
     plain = nn.Sequential(model.first, nn.ReLU(), model.out)
-    found, examples = attributed(model, cross_entropy, samples(), CPU)
+    found, loss, examples = attributed(model, cross_entropy, samples(), CPU)
     assert capsys.readouterr().out == (
-        "gradients: the model's autocast to bfloat16 is left out; all arithmetic is that of its parameters\n"
+        "gradients: autocast to bfloat16 in model and loss is left out; all arithmetic is that of the parameters\n"
     )
-    rows = sample_gradients(found, cross_entropy, examples, list(found.parameters()))
+    rows = sample_gradients(found, loss, examples, list(found.parameters()))
     expected = sample_gradients(plain, cross_entropy, examples, list(plain.parameters()))
     assert all(torch.equal(row, other) for row, other in zip(rows, expected, strict=True))
     assert model(examples.inputs).ne(plain(examples.inputs)).any()
+
+
+def test_autocast_in_the_loss_is_left_out_and_said(capsys):
+    def loss(outputs, targets):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            similar = outputs @ torch.eye(3, dtype=outputs.dtype)
+        return cross_entropy(similar.to(outputs.dtype), targets)
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).eval()
+    examples = samples()
+    workload = Workload("autocastloss", lambda: model, examples, examples, loss, None)
+    plan = plan_gradients(workload, model, [("training", examples)], 8, "cpu", torch.float32, CPU)
+    assert "gradients: autocast to bfloat16 in model and loss is left out" in capsys.readouterr().out
+    found = compute_gradients(plan)
+    expected = one_by_one_gradients(model, cross_entropy, examples.inputs, examples.targets)
+    rows = torch.cat([block.double() for _, block in found.unit_blocks()], dim=1) * found.norms[:, None]
+    assert ((rows - expected).norm(dim=1) <= 2e-6 * expected.norm(dim=1)).all()
 
 
 def test_autocast_that_is_switched_off_is_no_reason_for_a_copy(capsys):
@@ -131,7 +151,7 @@ def test_a_model_that_does_not_run_without_its_autocast_keeps_it(capsys):
     assert attributed(model, cross_entropy, samples(), CPU)[0] is model
     said = capsys.readouterr().out
     assert said == (
-        "gradients: computed under the model's autocast to bfloat16, because it does not run without it "
+        "gradients: computed under autocast to bfloat16, because model and loss do not run without it "
         "(not rounded); one rounding there is 0.008 of a number, and what all of them change in scores is not "
         "known\n"
     )
