@@ -19,12 +19,23 @@ from common.foundations.storage import write_atomically
 def fingerprint(*tensors: Tensor) -> str:
     """Return the sha256 (hex) of the dtypes, shapes and bytes of `tensors`, wherever they live."""
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in (part for each in tensors for part in dense_parts(each)):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
         # numpy has no bfloat16, so every dtype goes through its bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def dense_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors with memory of their own that a tensor consists of: itself, or indices and values."""
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    by_rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    indices = (Tensor.crow_indices, Tensor.col_indices) if by_rows else (Tensor.ccol_indices, Tensor.row_indices)
+    return [tensor.values(), *(read(tensor) for read in indices)]
 
 
 def state_fingerprint(state: dict[str, Tensor]) -> str:

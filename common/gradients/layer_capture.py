@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.foundations.tensor_files import dense_parts
 from common.gradients.hidden_uses import hidden_uses
 from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source, trainable_parameters
 from common.gradients.layer_products import joined, merge, write_products
@@ -120,7 +121,8 @@ class LayerCapture:
         held: dict[int, int] = {}
 
         def remember(tensor: Tensor) -> Tensor:
-            held[tensor.data_ptr()] = tensor.nbytes
+            for part in dense_parts(tensor):
+                held[part.data_ptr()] = part.nbytes
             return tensor
 
         try:

@@ -24,15 +24,15 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a model, also of one that keeps results of its last run, or a lock, which cannot be copied.
+    """Return a copy of a model, also of one that keeps results of its last run, compressed matrices, or a lock.
 
-    Detached copies take the place of such results; what else cannot be copied belongs to both.
+    Python copies none of these: detached copies take the place of tensors, what else it does not copy belongs to both.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in tree_leaves(vars(module)):
             if isinstance(value, Tensor):
-                if not value.is_leaf:
+                if not value.is_leaf or value.layout not in (torch.strided, torch.sparse_coo):
                     memo[id(value)] = value.detach().clone()
             elif not (isinstance(value, nn.Module) or _can_be_copied(value)):
                 memo[id(value)] = value

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
+from common.foundations.tensor_files import dense_parts
 from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
 from common.workloads.running import complete, run_model, without_graph
 from common.workloads.samples import sample_without_gradient
@@ -272,7 +273,7 @@ def _epochs(recipe: TrainingRecipe, name: str, progress: bool) -> tqdm:
 
 def _check_finite(workload: Workload, state: dict[str, Tensor], epochs: int, seed: int, indices: Tensor) -> None:
     """Raise UserError where trained weights are not finite: because of a sample, or because the steps were too long."""
-    bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    bad = [name for name, value in state.items() if not all(part.isfinite().all() for part in dense_parts(value))]
     if not bad:
         return
     require_finite_gradients(workload, indices, seed, "cpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from common.foundations.tensor_files import fingerprint, state_fingerprint
@@ -12,3 +13,12 @@ def test_fingerprints_see_value_dtype_shape_and_name():
     assert fingerprint(x[::2]) == fingerprint(x[::2].clone())
     assert fingerprint(torch.tensor(1.0)) != fingerprint(torch.tensor([1.0]))
     assert state_fingerprint({"a": x}) != state_fingerprint({"b": x})
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_fingerprints_see_the_places_and_the_values_of_sparse_matrices(layout):
+    x = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    found = [fingerprint(value.to_sparse(layout=layout)) for value in (x, x.clone(), 2 * x, x.flip(1))]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3

@@ -125,3 +125,29 @@ def test_a_layer_used_at_every_time_step_has_one_capture_with_as_many_positions(
         (Linear, (6, 5, 9))
     ]
     assert [capture.errors.shape for capture in captures["layer.bias_hh_l0"]] == [(6, 9, 1)]
+
+
+class Mixing(nn.Module):
+    """Mixes features by a constant matrix before a layer."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, inputs):
+        return self.layer(torch.tanh(torch.sparse.mm(self.matrix, inputs.t() * self.layer.weight.sum()).t()))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_what_a_sample_holds_counts_sparse_matrices_by_their_entries(layout):
+    torch.manual_seed(0)
+    matrix, examples = torch.eye(4), Examples(torch.randn(1, 4), torch.tensor([1]))
+    model = Mixing(matrix.to_sparse(layout=layout)).eval()
+    model_of_dense = Mixing(matrix)
+    model_of_dense.layer.load_state_dict(model.layer.state_dict())
+    expected = one_by_one_gradients(model_of_dense, loss, examples.inputs, examples.targets)
+    captures, held = LayerCapture(model, loss, Routes()).probe(examples)
+    assert (rows_of(model, captures, 1) - expected).norm() < 1e-6 * expected.norm()
+    assert 0 < held < 10_000

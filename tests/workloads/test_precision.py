@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,12 @@ def test_a_model_that_keeps_results_of_its_last_run_or_a_lock_can_be_copied():
     assert torch.equal(copy.seen["outputs"][0], model.seen["outputs"][0])
     assert copy.weight is not model.weight
     assert in_dtype(model, torch.float64)(torch.ones(1, 3).double()).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_a_model_with_a_compressed_sparse_matrix_can_be_copied():
+    model = nn.Linear(3, 2)
+    model.register_buffer("links", torch.eye(3).to_sparse_csr())
+    copy = in_dtype(model, torch.float64)
+    assert torch.equal(copy.links.to_dense(), torch.eye(3, dtype=torch.float64))
+    assert copied(model).links is not model.links
