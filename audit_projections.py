@@ -65,7 +65,7 @@ def audit(options: AuditOptions, run: Run, ranks: Ranks) -> None:
     run.record(ridge=ridge, ridge_reason=reason, law_known=audited.law_is_known, verdicts=verdicts)
     with run.phase("figure"):
         size = f"n = {audited.store.num_rows}, M = {audited.spectrum.size}, {audited.proj_type} projection"
-        title = size if audited.law_is_known else f"{size}: its law is not known, d_λ is unreliable"
+        title = size if audited.law_is_known else f"{size}: no law is known, d_λ is unreliable"
         figure.draw_audit(run.folder, dimensions, summary, top, lds, ridge, f"{options.train.name}: {title}")
     report(options, run, dimensions, advice, top, elsewhere, verdicts)
 
@@ -92,7 +92,7 @@ def report(
     print(f"\nscores at λ = {config['ridge']:.4g}, {config['ridge_reason']}: solve S with {config['solve']:.4g}")
     share = f"{counts.median():g} of {len(top) // len(counts)} listed rows (median over {len(counts)} queries)"
     known_share = f"{share} differ from 0 at 5 % after Holm's correction"
-    print(known_share if config["law_known"] else "no error bars: no law of this projection is known, see below")
+    print(known_share if config["law_known"] else "no error bars: no law is known, see below")
     print(f"the same λ elsewhere: {describe(elsewhere)}")
     print("\nhow far to trust this")
     for verdict in verdicts:

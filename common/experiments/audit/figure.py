@@ -67,7 +67,7 @@ def _draw_dimensions(axes: Axes, table: pd.DataFrame) -> None:
 
 def _draw_errors(axes: Axes, table: pd.DataFrame, name: str, title: str) -> None:
     if table[f"predicted_{name}"].isna().all():
-        axes.text(0.5, 0.5, "no law of this projection is known", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, "no law is known", transform=axes.transAxes, ha="center")
         axes.set(xticks=[], yticks=[], title=title)
         return
     ridges = sorted(table["lambda"].unique())

@@ -22,6 +22,10 @@ from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 
 NUM_PAIRS = 2000
 SAMPLE_STREAM = 1_000_211
+# the laws are those of many columns: on eight, error bars of scores are too short by a tenth, on one by any factor
+FEWEST_COLUMNS = 16
+# mean squares of a number beyond which powers in the laws leave float64
+SMALLEST_SQUARE, LARGEST_SQUARE = 1e-60, 1e60
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Audited:
 
     @property
     def law_is_known(self) -> bool:
-        """Whether the law of the projection is one that the formulas hold for."""
-        return self.proj_type in WITH_LAW
+        """Whether the law of the projection is one that the formulas hold for, and has columns enough."""
+        return self.proj_type in WITH_LAW and self.spectrum.size >= FEWEST_COLUMNS
 
     @property
     def mean_eigenvalue(self) -> float:
@@ -151,7 +155,17 @@ def collect_rows(
 
 
 def see(options: AuditOptions, store: Store, collected: Collected) -> Audited:
-    """Return F as the second moment shows it, with all that was collected."""
+    """Return F as the second moment shows it, with all that was collected.
+
+    Raises:
+        UserError: rows are too short or too long for float64, or no query has anything in common with them.
+    """
+    square = collected.moments.second.diagonal().mean().item()
+    if not SMALLEST_SQUARE <= square <= LARGEST_SQUARE:
+        raise UserError(
+            f"{options.train}: numbers of size {square**0.5:.2g} leave what float64 can compute with; multiply "
+            "training rows and queries by one number (λ goes with its square)"
+        )
     eigenvalues, basis = eigenbasis(collected.moments.second)
     if not (collected.queries @ basis).any():
         raise UserError(f"{options.queries}: no query has a column in common with the training rows, all scores are 0")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from common.experiments.audit.reading import Audited
+from common.experiments.audit.reading import FEWEST_COLUMNS, Audited
 from common.experiments.audit.tables import NEAR_M
+from common.foundations.projections import WITH_LAW
 from common.stores.moments import RowReport
 from common.stores.store import dtype_name
 from common.theory.sketched_spectrum import few_in_a_bucket
@@ -27,6 +28,12 @@ def _law(audited: Audited) -> str:
     if audited.law_is_known:
         source = "as the store says" if audited.store.projection == audited.proj_type else "as assumed: --proj_type"
         return f"projection: {audited.proj_type} ({source}), a law that the formulas hold for"
+    if audited.proj_type in WITH_LAW:
+        return (
+            f"warning: the store has M = {audited.spectrum.size} columns that are not zero, and the laws of a "
+            f"{audited.proj_type} projection hold from {FEWEST_COLUMNS} on: scores have no error bars, no error of any "
+            "m is predicted, and d_λ is unreliable"
+        )
     what = {
         "kronecker": "Kronecker-factored (two-sided for each module)",
         "blocks": "one of its own for each module",

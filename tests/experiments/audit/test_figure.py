@@ -107,7 +107,7 @@ def test_a_projection_without_a_law_has_no_errors_to_draw(draw, audit):
     for panel in (1, 3):
         axes = draw(lds=None, summary=table.assign(**predicted))[panel]
         assert len(axes.lines) == 0
-        assert [text.get_text() for text in axes.texts] == ["no law of this projection is known"]
+        assert [text.get_text() for text in axes.texts] == ["no law is known"]
 
 
 def bars(axes):

@@ -73,3 +73,12 @@ def test_the_law_is_the_one_asked_for_then_the_stores_then_normal(tmp_path):
     torch.save({"a": matrix(40, 20), "b": matrix(40, 20, 1)}, tmp_path / "g.pt")
     assert cases.audit(cases.options(tmp_path / "g.pt", None)).proj_type == "blocks"
     assert cases.audit(cases.options(tmp_path / "g.pt", None, module="b")).proj_type == "normal"
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1e35])
+def test_rows_beyond_what_float64_can_compute_with_are_refused(tmp_path, factor):
+    """Their squares underflow or overflow further on, and a float32 file can hold the first kind."""
+    rows = torch.from_numpy(np.load(cases.write_stores(tmp_path).train))
+    chosen = cases.options(save_npy(tmp_path / "far.npy", rows * factor), None)
+    with pytest.raises(UserError, match=r"far\.npy: numbers of size .* multiply training rows and queries"):
+        cases.audit(chosen)

@@ -99,3 +99,9 @@ def test_without_a_known_law_an_effective_dimension_has_no_standard_error(tmp_pa
     audited = replace(cases.audit(cases.write_stores(tmp_path)), proj_type="kronecker")
     assert tables.effective_dimensions(audited, cases.RIDGES)["d_lambda_std_error"].isna().all()
     assert any("folding to M/2 moves d_λ by at most" in line for line in verdicts(audited))
+
+
+def test_a_store_of_too_few_columns_is_said_to_be_one(tmp_path):
+    rows = cases.gradients().train[:, :2]
+    lines = verdicts(cases.audit(cases.options(save_npy(tmp_path / "few.npy", rows), None)))
+    assert lines[0].startswith("warning: the store has M = 2 columns that are not zero")
