@@ -23,6 +23,7 @@ from common.foundations.storage import make_folder, open_lock, take_lock
 from common.gradients.length_checks import wrong_length
 from common.gradients.planning import gigabytes
 from common.sketches.sample_projection import ProjectedRows
+from common.stores.manifest import PARTS
 from common.stores.writer import StoreWriter
 
 LOCK = ".lock"
@@ -100,7 +101,8 @@ def report(store: Path, writers: list[StoreWriter]) -> None:
     sizes = ", ".join(f"{w.identity.part} {w.identity.n} x {w.identity.m} {w.identity.dtype}" for w in writers)
     rows = "rows of length about 1, to be multiplied by norms.npy" if writers[0].identity.scale == "unit" else "rows Pg"
     print(f"store: {store}{os.sep} ({sizes}; {rows}; {gigabytes(sum(w.identity.num_bytes for w in writers))})")
-    print(f"audit: python audit_projections.py --train {store / 'train'} --queries {store / 'test'}")
+    train, test = (shlex.quote(str(store / part)) for part in PARTS)
+    print(f"audit: python audit_projections.py --train {train} --queries {test}")
 
 
 def _begin(writer: StoreWriter) -> int:

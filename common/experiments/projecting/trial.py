@@ -27,8 +27,11 @@ class Forecast:
 
 
 def forecast(subject: ProjectionSubject, limit: int) -> Forecast:
-    """Return what the whole takes, from projecting at most `limit` training samples, and a quarter of them."""
-    size = min(limit, subject.identities["train"].n, subject.projection.rows_at_once)
+    """Return what the whole takes, from projecting at most `limit` training samples, and a quarter of them.
+
+    Two at least: one sample alone cannot tell what a call costs from what a sample does.
+    """
+    size = min(max(limit, 2), subject.identities["train"].n, subject.projection.rows_at_once)
     _seconds(subject, 1)  # what only the first call takes
     a_call, a_sample = time_calls(subject, max(1, size // 4), size)
     calls = sum(_num_calls(subject, part) for part in subject.identities)

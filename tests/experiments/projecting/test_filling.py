@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,11 @@ def test_no_more_rows_than_the_projection_asks_for_are_projected_at_once(folder,
     sizes = [len(p.norms) for p in filling.project_range(subject, "train", range(3, 20))]
     assert sizes == [6, 6, 5]
     assert torch.cat([p.norms for p in filling.project_range(subject, "train", range(3, 20))]).shape == (17,)
+
+
+def test_the_command_of_an_audit_survives_a_shell(tmp_path, capsys):
+    subject = prepare(options(tmp_path), Ranks())
+    store = tmp_path / "two words"
+    filling.report(store, filling.make_writers(store, subject))
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("audit: "))
+    assert shlex.split(command)[-3::2] == [str(store / "train"), str(store / "test")]

@@ -26,3 +26,9 @@ def test_a_trial_run_writes_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert trial.forecast(subject, 3).seconds > 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_trial_of_one_sample_does_not_take_a_call_for_a_sample(tmp_path, monkeypatch):
+    subject = prepare(options(tmp_path), Ranks())
+    monkeypatch.setattr(trial, "_seconds", lambda subject, count: 1 + count / 4)
+    assert trial.forecast(subject, 1).seconds == trial.forecast(subject, 100).seconds
