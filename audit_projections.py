@@ -59,7 +59,7 @@ def audit(options: AuditOptions, run: Run, ranks: Ranks) -> None:
     lds = None if truth is None else steps.measure_lds(options, run, audited, truth, dimensions["lambda"].tolist())
 
     # scores with error bars, in one more pass
-    ridge, reason = steps.choose_ridge(options, summary, lds)
+    ridge, reason = steps.choose_ridge(options, audited, summary, lds)
     top, elsewhere = steps.score(options, run, audited, ridge, ranks)
     verdicts = trust.verdicts(audited, dimensions)
     run.record(ridge=ridge, ridge_reason=reason, law_known=audited.law_is_known, verdicts=verdicts)
@@ -92,7 +92,7 @@ def report(
     print(f"\nscores at λ = {config['ridge']:.4g}, {config['ridge_reason']}: solve S with {config['solve']:.4g}")
     share = f"{counts.median():g} of {len(top) // len(counts)} listed rows (median over {len(counts)} queries)"
     known_share = f"{share} differ from 0 at 5 % after Holm's correction"
-    print(known_share if config["law_known"] else "no error bars: no law is known, see below")
+    print(known_share if config["error_bars"] else "no error bars: none would hold, see below")
     print(f"the same λ elsewhere: {describe(elsewhere)}")
     print("\nhow far to trust this")
     for verdict in verdicts:

@@ -18,12 +18,14 @@ from common.foundations.storage import first_difference
 from common.stores.formats import open_store
 from common.stores.moments import Moments, RowReport, check_rows, collect
 from common.stores.store import Store
-from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis, few_in_a_bucket
 
 NUM_PAIRS = 2000
 SAMPLE_STREAM = 1_000_211
 # the laws are those of many columns: on eight, error bars of scores are too short by a tenth, on one by any factor
 FEWEST_COLUMNS = 16
+# share of M that d_λ may have before error bars become too short, and where buckets of a sparse P hold few columns
+NEAR_M, NEAR_M_OF_FEW = 0.9, 0.25
 # mean squares of a number beyond which powers in the laws leave float64
 SMALLEST_SQUARE, LARGEST_SQUARE = 1e-60, 1e60
 
@@ -57,6 +59,19 @@ class Audited:
     def law_is_known(self) -> bool:
         """Whether the law of the projection is one that the formulas hold for, and has columns enough."""
         return self.proj_type in WITH_LAW and self.spectrum.size >= FEWEST_COLUMNS
+
+    @property
+    def few_in_a_bucket(self) -> str | None:
+        """Say that a sparse P has few columns for each of its rows; None where it has many, or it is not known."""
+        made_of = self.store.made_of
+        return few_in_a_bucket(self.proj_type, made_of["d"], self.spectrum.size) if made_of else None
+
+    @property
+    def most_dimensions(self) -> float:
+        """Return the largest d_λ at which standard errors hold; 0 where none do."""
+        if not self.law_is_known:
+            return 0.0
+        return (NEAR_M_OF_FEW if self.few_in_a_bucket else NEAR_M) * self.spectrum.size
 
     @property
     def mean_eigenvalue(self) -> float:

@@ -47,7 +47,7 @@ class Scorer:
     queries: Tensor
     """(k, M) float64 queries."""
     has_error_bars: bool = True
-    """Whether the law behind standard errors is that of the projection; without it they are NaN."""
+    """Whether standard errors hold for this projection and λ; where not they are NaN."""
 
     def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return (k, b) scores and standard errors of (b, M) float64 training rows."""
@@ -57,14 +57,15 @@ class Scorer:
         return self.queries @ damped.T, errors if self.has_error_bars else torch.full_like(errors, torch.nan)
 
 
-def make_scorer(audited: Audited, ridge: float, has_error_bars: bool = True) -> Scorer:
-    """Return the scorer for the ridge λ, with or without error bars.
+def make_scorer(audited: Audited, ridge: float) -> Scorer:
+    """Return the scorer for the ridge λ, without error bars where those of this store do not hold.
 
     Raises:
         UserError: the store cannot see λ.
     """
     spectrum = audited.spectrum
-    solve = spectrum.solve_of_ridge(torch.tensor(ridge, dtype=torch.float64))
+    known = torch.tensor(ridge, dtype=torch.float64)
+    solve = spectrum.solve_of_ridge(known)
     if not solve.isfinite():
         raise UserError(
             f"--ridge {ridge:g} is below {spectrum.smallest_ridge:.3g}, the smallest ridge that this store of "
@@ -72,6 +73,7 @@ def make_scorer(audited: Audited, ridge: float, has_error_bars: bool = True) -> 
         )
     w = 1 / (spectrum.eigenvalues + solve)
     inverse = audited.basis * w @ audited.basis.T
+    has_error_bars = spectrum.sums(known).first.item() <= audited.most_dimensions
     return Scorer(ridge, solve.item(), inverse, w.square().sum().item(), audited.queries, has_error_bars)
 
 

@@ -93,12 +93,16 @@ def measure_lds(
     return table
 
 
-def choose_ridge(options: AuditOptions, summary: pd.DataFrame, lds_table: pd.DataFrame | None) -> tuple[float, str]:
+def choose_ridge(
+    options: AuditOptions, audited: Audited, summary: pd.DataFrame, lds_table: pd.DataFrame | None
+) -> tuple[float, str]:
     """Return the λ of the scores, and why it is that one."""
     if options.ridge is not None:
         return options.ridge, "asked for"
     best = None if lds_table is None else lds.best_ridge(lds_table)
-    return tables.choose_ridge(summary, options.target_eps) if best is None else (best, "the best validation LDS at M")
+    if best is not None:
+        return best, "the best validation LDS at M"
+    return tables.choose_ridge(summary, options.target_eps, audited.most_dimensions)
 
 
 def score(
@@ -106,7 +110,7 @@ def score(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first two."""
     with run.phase("scores"):
-        scorer = scores.share(scores.make_scorer(audited, ridge, audited.law_is_known), audited.queries, ranks)
+        scorer = scores.share(scores.make_scorer(audited, ridge), audited.queries, ranks)
         top = scores.top_scores(scorer, audited, options.top_k, ranks)
         run.write_table("top_scores.csv", top)
     if options.write_scores is not None:
@@ -115,5 +119,5 @@ def score(
     mean = audited.mean_eigenvalue
     elsewhere = units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean)
     run.write_table("lambda_units.csv", elsewhere)
-    run.record(solve=scorer.solve, mean_eigenvalue=mean)
+    run.record(solve=scorer.solve, mean_eigenvalue=mean, error_bars=scorer.has_error_bars)
     return top, elsewhere

@@ -17,8 +17,6 @@ from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
 
 SMALLEST_M = 16
 LARGEST_FACTOR = 64
-# share of M up to which d_λ is far enough from what the store cannot see
-NEAR_M = 0.9
 # share of M that d_λ may have where no law says which error that is
 FEW_OF_M = 0.1
 
@@ -27,14 +25,15 @@ def effective_dimensions(audited: Audited, ridges: list[float]) -> pd.DataFrame:
     """Return one row a λ: d_λ with its standard error, from the whole store and from it folded once and twice."""
     grid = torch.tensor(ridges, dtype=torch.float64)
     spectrum = audited.spectrum
+    d_lambda = spectrum.sums(grid).first
     std_error = spectrum.effective_dimension_std_error(grid)
     half = fold(audited.moments.second) if len(audited.moments.second) >= 4 else None
     quarter = fold(half) if half is not None and len(half) >= 4 else None
     return pd.DataFrame(
         {
             "lambda": ridges,
-            "d_lambda": spectrum.sums(grid).first.tolist(),
-            "d_lambda_std_error": (std_error if audited.law_is_known else torch.full_like(grid, torch.nan)).tolist(),
+            "d_lambda": d_lambda.tolist(),
+            "d_lambda_std_error": torch.where(d_lambda <= audited.most_dimensions, std_error, torch.nan).tolist(),
             "d_lambda_half": _folded(half, audited.moments.rounding * 2, grid),
             "d_lambda_quarter": _folded(quarter, audited.moments.rounding * 4, grid),
             "resolved": (grid >= spectrum.smallest_ridge).tolist(),
@@ -75,11 +74,11 @@ def sizes(audited: Audited, cells: Cells, target: float) -> pd.DataFrame:
     return recommend(cells, audited.tabled_queries, target, largest)
 
 
-def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
+def choose_ridge(table: pd.DataFrame, target: float, most_dimensions: float) -> tuple[float, str]:
     """Return the smallest λ at which corrected self-influence reaches the target at M, and why it was chosen.
 
-    Where d_λ is nearly M, error bars become too short: such λ are taken only where there is no other. Without
-    predictions it is the smallest λ with d_λ at most a tenth of M.
+    Where d_λ exceeds `most_dimensions` scores have no error bars: such a λ is taken only where there is no other.
+    Without predictions it is the smallest λ with d_λ at most a tenth of M.
     """
     own = table[table["of_store"]]
     if own["predicted_corrected_eps_95"].isna().all():
@@ -88,7 +87,7 @@ def choose_ridge(table: pd.DataFrame, target: float) -> tuple[float, str]:
             return few["lambda"].min(), f"the smallest λ with d_λ at most {FEW_OF_M:g} M"
         return own["lambda"].max(), f"the largest λ, as none has d_λ of at most {FEW_OF_M:g} M"
     own = own.dropna(subset=["predicted_corrected_eps_95"])
-    far = own[own["d_lambda"] <= NEAR_M * own["m"]]
+    far = own[own["d_lambda"] <= most_dimensions]
     own = far if len(far) else own
     good = own[own["predicted_corrected_eps_95"] <= target]
     if len(good):

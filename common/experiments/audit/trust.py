@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from common.experiments.audit.reading import FEWEST_COLUMNS, Audited
-from common.experiments.audit.tables import NEAR_M
+from common.experiments.audit.reading import FEWEST_COLUMNS, NEAR_M, NEAR_M_OF_FEW, Audited
 from common.foundations.projections import WITH_LAW
 from common.stores.moments import RowReport
 from common.stores.store import dtype_name
-from common.theory.sketched_spectrum import few_in_a_bucket
 
 # a folded store may differ by chance, rarely by more than this many standard errors
 MOST_SIGMAS = 4.0
@@ -51,9 +49,9 @@ def _buckets(audited: Audited) -> list[str]:
     if size < audited.store.num_columns:
         without = audited.store.num_columns - size
         lines.append(f"{without} columns are zero in every training row, and left out: M = {size}")
-    made_of = audited.store.made_of
-    few = few_in_a_bucket(audited.proj_type, made_of["d"], size) if made_of else None
-    return [*lines, f"warning: {few}"] if few else lines
+    few = audited.few_in_a_bucket
+    limit = f"; no error bars where d_λ exceeds {NEAR_M_OF_FEW:g} M = {audited.most_dimensions:g}"
+    return [*lines, f"warning: {few}{limit}"] if few else lines
 
 
 def _fold(dimensions: pd.DataFrame) -> str:
@@ -79,7 +77,8 @@ def _size(audited: Audited, dimensions: pd.DataFrame) -> str:
         floor = audited.spectrum.smallest_ridge
         parts.append(f"not resolved, below {floor:.3g}: λ = {_list(unresolved)}")
     if near:
-        parts.append(f"d_λ above {NEAR_M:g} M, near the end of what M = {size} shows: λ = {_list(near)}")
+        end = f"near the end of what M = {size} shows, without error bars"
+        parts.append(f"d_λ above {NEAR_M:g} M, {end}: λ = {_list(near)}")
     return (
         f"warning: {'; '.join(parts)}"
         if parts

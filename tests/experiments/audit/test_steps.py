@@ -78,10 +78,11 @@ def test_the_ridge_of_the_scores_is_the_one_asked_for_else_the_most_useful_else_
     useful = pd.DataFrame({"m": [48, 96, 96, 96], "lambda": [0.3, 0.3, 3.0, 30.0]})
     useful["corrected_val_lds"] = [0.9, 0.1, 0.3, 0.2]
     asked = replace(chosen, ridge=0.7)
-    assert steps.choose_ridge(asked, summary, useful) == (0.7, "asked for")
-    assert steps.choose_ridge(chosen, summary, useful) == (3.0, "the best validation LDS at M")
+    assert steps.choose_ridge(asked, audited, summary, useful) == (0.7, "asked for")
+    assert steps.choose_ridge(chosen, audited, summary, useful) == (3.0, "the best validation LDS at M")
     for nothing in (None, useful.assign(corrected_val_lds=np.nan)):
-        assert steps.choose_ridge(chosen, summary, nothing) == tables.choose_ridge(summary, chosen.target_eps)
+        expected = tables.choose_ridge(summary, chosen.target_eps, audited.most_dimensions)
+        assert steps.choose_ridge(chosen, audited, summary, nothing) == expected
 
 
 def test_scores_are_written_with_their_units_and_all_of_them_where_asked_for(chosen, run, tmp_path):

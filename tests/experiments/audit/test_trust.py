@@ -92,7 +92,12 @@ def test_a_store_of_few_parameters_a_bucket_is_warned_of(tmp_path):
     audited = cases.audit(cases.write_stores(tmp_path, kind="sjlt"))
     for d, warned in ((cases.DIMENSION, True), (16 * cases.M, False)):
         known = replace(audited, proj_type="sjlt", store=replace(audited.store, made_of={"d": d}))
-        assert any("in each" in line for line in verdicts(known)) == warned
+        lines = [line for line in verdicts(known) if "in each" in line]
+        assert bool(lines) == warned
+        most = (0.25 if warned else 0.9) * known.spectrum.size
+        assert all(line.endswith(f"no error bars where d_λ exceeds 0.25 M = {most:g}") for line in lines)
+        dimensions = tables.effective_dimensions(known, cases.RIDGES)
+        assert dimensions["d_lambda_std_error"].isna().tolist() == (dimensions["d_lambda"] > most).tolist()
 
 
 def test_without_a_known_law_an_effective_dimension_has_no_standard_error(tmp_path):
