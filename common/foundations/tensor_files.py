@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,10 +39,21 @@ def dense_parts(tensor: Tensor) -> list[Tensor]:
     return [tensor.values(), *(read(tensor) for read in indices)]
 
 
-def state_fingerprint(state: dict[str, Tensor]) -> str:
-    """Return the sha256 (hex) of a state dict: its names, dtypes, shapes and bytes, in its order."""
+def state_fingerprint(state: dict[str, Any]) -> str:
+    """Return the sha256 (hex) of a state dict: its names, dtypes, shapes and bytes, in its order.
+
+    What a module keeps beside tensors (`get_extra_state`) counts with its pickled bytes.
+    """
     names = hashlib.sha256("\n".join(state).encode()).hexdigest()
-    return hashlib.sha256(f"{names} {fingerprint(*state.values())}".encode()).hexdigest()
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    extra = [pickle.dumps(value) for value in state.values() if not isinstance(value, Tensor)]
+    whole = f"{names} {fingerprint(*tensors)}".encode()
+    return hashlib.sha256(b"".join([whole, *extra])).hexdigest()
+
+
+def on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict with its tensors on the CPU; what else a module keeps stays as it is."""
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
 def write_tensors(path: Path, value: object) -> None:

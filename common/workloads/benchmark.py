@@ -72,7 +72,7 @@ def load_trained_model(
                 everything = torch.arange(len(workload.train))
                 training.require_finite_gradients(workload, everything, SEED, device)
                 model = training.train_model(workload, everything, SEED, device, progress=progress)
-                tensor_files.write_tensors(path, {name: value.cpu() for name, value in model.state_dict().items()})
+                tensor_files.write_tensors(path, tensor_files.on_cpu(model.state_dict()))
                 storage.seal(manifest, made_by, [path], notes={"trained_on": str(device)})
     model, state = training.fresh_model(workload, SEED), tensor_files.read_tensors(path)
     with tensor_files.naming_unreadable(path):

@@ -79,7 +79,7 @@ def _make_group(workload: Workload, folder: Path, group: range, device: torch.de
     seeds = [derive_seed(SEED, s, SUBSET_MODEL) for s in group]
     if len(group) == 1:
         trained = training.train_model(workload, subsets[0], seeds[0], device, progress=progress)
-        states = [{name: value.cpu() for name, value in trained.state_dict().items()}]
+        states = [tensor_files.on_cpu(trained.state_dict())]
     else:
         states = training.train_together(workload, subsets, seeds, device, progress=progress)
     manifest = group_manifest(folder, group)

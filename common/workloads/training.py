@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
-from common.foundations.tensor_files import dense_parts
+from common.foundations.tensor_files import dense_parts, on_cpu
 from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
 from common.workloads.running import complete, run_model, without_graph
 from common.workloads.samples import sample_without_gradient
@@ -129,19 +129,21 @@ def train_together(
     for s, (model, seed, indices) in enumerate(zip(models, seeds, subset_indices.cpu(), strict=True)):
         # Through the module, so that a state dict has all its names, tied parameters included.
         model.load_state_dict({name: value[s].detach() for name, value in parameters.items()}, strict=False)
-        states.append({name: value.cpu() for name, value in model.state_dict().items()})
+        states.append(on_cpu(model.state_dict()))
         _check_finite(workload, states[-1], recipe.epochs, seed, indices)
     return states
 
 
 def can_train_together(workload: Workload) -> bool:
-    """Whether `train_together` serves this pair: small, without buffers (batch norm), and within reach of vmap.
+    """Whether `train_together` serves this pair: small, no state but parameters, and within reach of vmap.
 
-    Two models must have the gradients that each has alone: tensors that are no parameters, drawn anew for each model,
-    and hooks on parameters are those of the first model, or lost.
+    Buffers (batch norm) and what a module keeps beside tensors would be those of the first model. Two models must have
+    the gradients that each has alone: tensors that are no parameters, drawn anew for each model, and hooks on
+    parameters are those of the first model, or lost.
     """
     models = [fresh_model(workload, seed) for seed in (0, 1)]
-    if not _is_small(models[0]) or any(True for _ in models[0].buffers()):
+    has_more = any(not isinstance(value, Tensor) for value in models[0].state_dict().values())
+    if not _is_small(models[0]) or has_more or any(True for _ in models[0].buffers()):
         return False
     # each model its own samples, as in training: a model may look at their values, which vmap allows of none
     pairs = workload.train.subset(torch.arange(min(2, len(workload.train))).repeat(2, 1))
@@ -271,9 +273,10 @@ def _epochs(recipe: TrainingRecipe, name: str, progress: bool) -> tqdm:
     )
 
 
-def _check_finite(workload: Workload, state: dict[str, Tensor], epochs: int, seed: int, indices: Tensor) -> None:
+def _check_finite(workload: Workload, state: dict[str, Any], epochs: int, seed: int, indices: Tensor) -> None:
     """Raise UserError where trained weights are not finite: because of a sample, or because the steps were too long."""
-    bad = [name for name, value in state.items() if not all(part.isfinite().all() for part in dense_parts(value))]
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    bad = [name for name, value in tensors.items() if not all(part.isfinite().all() for part in dense_parts(value))]
     if not bad:
         return
     require_finite_gradients(workload, indices, seed, "cpu")

@@ -15,6 +15,13 @@ def test_fingerprints_see_value_dtype_shape_and_name():
     assert state_fingerprint({"a": x}) != state_fingerprint({"b": x})
 
 
+def test_fingerprints_see_what_a_module_keeps_beside_tensors():
+    x = torch.arange(6.0)
+    states = [{"a": x, "_extra_state": extra} for extra in ({"steps": 1}, {"steps": 2}, None)]
+    assert len({state_fingerprint(state) for state in [*states, {"a": x}]}) == 4
+    assert state_fingerprint(states[0]) == state_fingerprint({"a": x.clone(), "_extra_state": {"steps": 1}})
+
+
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
 def test_fingerprints_see_the_places_and_the_values_of_sparse_matrices(layout):

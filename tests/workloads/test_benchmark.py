@@ -67,6 +67,34 @@ def test_a_checkpoint_is_trained_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+class Counting(nn.Module):
+    """Counts its training batches beside its tensors, and lets the number decide its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.batches = perceptron(), 0
+
+    def forward(self, x):
+        self.batches += self.training
+        return self.layers(x) / (1 + self.batches)
+
+    def get_extra_state(self):
+        return {"batches": self.batches}
+
+    def set_extra_state(self, state):
+        self.batches = state["batches"]
+
+
+def test_what_a_module_keeps_beside_tensors_comes_back_with_its_weights(tmp_path):
+    workload = tiny_workload(Counting)
+    first, again = (load_trained_model(workload, tmp_path, "cpu") for _ in range(2))
+    assert first.model.batches == 3 * 8  # epochs of eight batches
+    assert again.model.batches == first.model.batches
+    assert again.fingerprint == first.fingerprint
+    assert not training.can_train_together(workload)  # the count would be that of the first model
+    load_ground_truth(workload, tmp_path, 2, "cpu")
+
+
 def test_a_checkpoint_does_not_depend_on_the_folder(tmp_path):
     first, other = (load_trained_model(tiny_workload(), tmp_path / name, "cpu") for name in "ab")
     assert first.fingerprint == other.fingerprint
