@@ -73,7 +73,7 @@ def prepare(options: ProjectOptions, ranks: Ranks) -> ProjectionSubject:
     samples = [("training", workload.train), ("test", workload.test)]
     plan = plan_gradients(workload, model, samples, options.batch_size, "recompute", torch.float32, device)
     routes = ranks.gather(plan.routes)[0]
-    subject = Subject(plan.model, workload.loss, plan.examples, row_dtype(plan.model))
+    subject = Subject(plan.model, plan.workload.loss, plan.examples, row_dtype(plan.model))
     projection, modules = make_projection(options, subject, routes, device)
     losses = tuple(probe_losses(plan))
     identities = {
