@@ -73,6 +73,10 @@ class Audited:
             return 0.0
         return (NEAR_M_OF_FEW if self.few_in_a_bucket else NEAR_M) * self.spectrum.size
 
+    def has_error_bars(self, ridges: Tensor) -> Tensor:
+        """Return (ridges,) bool: whether standard errors hold at λ."""
+        return self.spectrum.sums(ridges).first <= self.most_dimensions
+
     @property
     def mean_eigenvalue(self) -> float:
         """Return tr S/M, with M the columns of the store."""

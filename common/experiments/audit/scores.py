@@ -73,7 +73,7 @@ def make_scorer(audited: Audited, ridge: float) -> Scorer:
         )
     w = 1 / (spectrum.eigenvalues + solve)
     inverse = audited.basis * w @ audited.basis.T
-    has_error_bars = spectrum.sums(known).first.item() <= audited.most_dimensions
+    has_error_bars = bool(audited.has_error_bars(known))
     return Scorer(ridge, solve.item(), inverse, w.square().sum().item(), audited.queries, has_error_bars)
 
 

@@ -25,15 +25,14 @@ def effective_dimensions(audited: Audited, ridges: list[float]) -> pd.DataFrame:
     """Return one row a λ: d_λ with its standard error, from the whole store and from it folded once and twice."""
     grid = torch.tensor(ridges, dtype=torch.float64)
     spectrum = audited.spectrum
-    d_lambda = spectrum.sums(grid).first
     std_error = spectrum.effective_dimension_std_error(grid)
     half = fold(audited.moments.second) if len(audited.moments.second) >= 4 else None
     quarter = fold(half) if half is not None and len(half) >= 4 else None
     return pd.DataFrame(
         {
             "lambda": ridges,
-            "d_lambda": d_lambda.tolist(),
-            "d_lambda_std_error": torch.where(d_lambda <= audited.most_dimensions, std_error, torch.nan).tolist(),
+            "d_lambda": spectrum.sums(grid).first.tolist(),
+            "d_lambda_std_error": torch.where(audited.has_error_bars(grid), std_error, torch.nan).tolist(),
             "d_lambda_half": _folded(half, audited.moments.rounding * 2, grid),
             "d_lambda_quarter": _folded(quarter, audited.moments.rounding * 4, grid),
             "resolved": (grid >= spectrum.smallest_ridge).tolist(),

@@ -50,8 +50,9 @@ def _buckets(audited: Audited) -> list[str]:
         without = audited.store.num_columns - size
         lines.append(f"{without} columns are zero in every training row, and left out: M = {size}")
     few = audited.few_in_a_bucket
-    limit = f"; no error bars where d_λ exceeds {NEAR_M_OF_FEW:g} M = {audited.most_dimensions:g}"
-    return [*lines, f"warning: {few}{limit}"] if few else lines
+    if few and audited.law_is_known:
+        few += f"; no error bars where d_λ exceeds {NEAR_M_OF_FEW:g} M = {audited.most_dimensions:g}"
+    return [*lines, f"warning: {few}"] if few else lines
 
 
 def _fold(dimensions: pd.DataFrame) -> str:

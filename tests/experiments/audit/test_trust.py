@@ -100,6 +100,15 @@ def test_a_store_of_few_parameters_a_bucket_is_warned_of(tmp_path):
         assert dimensions["d_lambda_std_error"].isna().tolist() == (dimensions["d_lambda"] > most).tolist()
 
 
+def test_a_sparse_store_of_too_few_columns_names_no_effective_dimension_with_error_bars(tmp_path):
+    audited = cases.audit(cases.options(save_npy(tmp_path / "few.npy", cases.gradients().train[:, :8]), None))
+    known = replace(audited, proj_type="sjlt", store=replace(audited.store, made_of={"d": 24}))
+    lines = verdicts(known)
+    assert "hold from 16 on: scores have no error bars" in lines[0]
+    assert [line for line in lines if "in each" in line]
+    assert not [line for line in lines if "no error bars where" in line]
+
+
 def test_without_a_known_law_an_effective_dimension_has_no_standard_error(tmp_path):
     audited = replace(cases.audit(cases.write_stores(tmp_path)), proj_type="kronecker")
     assert tables.effective_dimensions(audited, cases.RIDGES)["d_lambda_std_error"].isna().all()
