@@ -7,7 +7,9 @@ from torch import nn
 from common.experiments.projecting.subject import leave_out, parameter_spans, prepare
 from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError
+from common.workloads.losses import cross_entropy
 from tests.experiments.projecting.cases import options
+from tests.reference_gradients import one_by_one_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,3 +76,20 @@ def test_modules_of_a_kronecker_store_are_its_parameters_and_the_vectors_togethe
 def test_kronecker_sizes_that_cannot_be_are_refused(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         prepare(options(tmp_path, kind="kronecker", **changes), Ranks())
+
+
+AUTOCAST_LOSS = """exact = loss
+def loss(outputs, targets):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same = outputs @ torch.eye(4)
+    return exact(same.float(), targets)"""
+
+
+def test_a_loss_with_autocast_inside_is_projected_without_it(tmp_path):
+    subject = prepare(options(tmp_path, AUTOCAST_LOSS), Ranks()).subject
+    batch = subject.batch(torch.arange(24))
+    expected = one_by_one_gradients(subject.model, cross_entropy, batch.inputs, batch.targets)
+    rows = [
+        torch.cat([part.flatten() for part in row.values()]).double() for row in subject.one_by_one(torch.arange(24))
+    ]
+    assert ((torch.stack(rows) - expected).norm(dim=1) <= 1e-5 * expected.norm(dim=1)).all()
