@@ -17,6 +17,7 @@ from common.gradients.verification import (
     Subject,
     default_dtype,
     in_float64,
+    mixing_in_a_crowd,
     mixing_samples,
     representative,
     with_every_gradient,
@@ -90,7 +91,7 @@ def check_routes(
     rows = representative(examples)
     reference = _plain_gradients(own, rows, name_sample)
     exact = own if own.dtype == torch.float64 else in_float64(own, int(rows[0]))
-    _require_independence(exact or own, rows, name_sample)
+    _require_independence(own, exact or own, rows, name_sample)
     reference, unseen = with_every_gradient(own, reference, batch_size)
     rows = torch.tensor(sorted(reference))
     routes = _first_routes(own, rows)
@@ -233,11 +234,12 @@ def _plain_gradients(
     return found
 
 
-def _require_independence(subject: Subject, rows: torch.Tensor, name_sample: SampleName) -> None:
-    found = mixing_samples(subject, rows)
+def _require_independence(own: Subject, exact: Subject, rows: torch.Tensor, name_sample: SampleName) -> None:
+    """Raise UserError where a loss depends on the samples beside it; the many of a crowd are run in the own dtype."""
+    found = mixing_samples(exact, rows) or mixing_in_a_crowd(own, rows)
     if found is not None:
         row, together, alone, size = found
-        if draws_random_numbers(lambda: subject.losses(rows), next(iter(subject.parameters.values())).device):
+        if draws_random_numbers(lambda: own.losses(rows), next(iter(own.parameters.values())).device):
             raise UserError(RANDOM)
         raise UserError(
             f"the loss of {name_sample(row)} depends on its batch mates: {together:.8g} in a batch of {size}, "

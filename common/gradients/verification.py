@@ -73,6 +73,10 @@ class Subject:
         with default_dtype(self.dtype):
             return without_graph(lambda: self.loss(run_model(self.model, batch.inputs), batch.targets)).detach()
 
+    def losses_alone(self, rows: Tensor) -> Tensor:
+        """Return the losses of samples in batches of one."""
+        return torch.cat([self.losses(row[None]) for row in rows])
+
     def one_by_one(self, rows: Tensor) -> list[dict[str, Tensor]]:
         """Return the gradient of each sample by plain autograd: parameter name -> gradient."""
         parameters = self.parameters
@@ -117,8 +121,9 @@ def representative(examples: Examples) -> Tensor:
     for tensor in examples.tensors():
         if len(tensor.shape) > 1:
             tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            lengths = (tensor != 0).flatten(1).float().sum(1)  # ten times as fast as a sum of bool
-            norms = torch.linalg.vector_norm(tensor.flatten(1).float(), dim=1)
+            flat = tensor.flatten(1).float()
+            lengths = flat.sign().abs_().sum(1)  # many times as fast as counting or a sum of bool
+            norms = torch.linalg.vector_norm(flat, dim=1)
             chosen += [int(index) for size in (lengths, norms) for index in (size.argmin(), size.argmax())]
     return torch.tensor(sorted({0, count - 1, *chosen}))
 
@@ -182,11 +187,12 @@ def wrong_parameters(
     allowed = allowed_difference(lengths, subject.precision)
     wrong = {}
     for name in names:
-        expected = torch.stack([gradient[name] for gradient in reference])
-        height, cols = matrix_shape(expected[0])
-        found = torch.empty(len(rows), height * cols, dtype=subject.dtype, device=expected.device)
+        height, cols = matrix_shape(reference[0][name])
+        found = torch.empty(len(rows), height * cols, dtype=subject.dtype, device=lengths.device)
         write_products(captures.get(name, []), slice(0, height), cols, found)
-        difference = (found - expected.reshape(found.shape)).norm(dim=1)
+        for row, gradient in zip(found, reference, strict=True):
+            row.sub_(gradient[name].flatten())
+        difference = found.norm(dim=1)
         bad = lengths.isfinite() & ~(difference <= allowed)
         if bad.any():
             worst = int(torch.where(bad, (difference / lengths).nan_to_num(torch.inf), -1).argmax())
@@ -201,30 +207,48 @@ def allowed_difference(lengths: Tensor, dtype: torch.dtype) -> Tensor:
     return RELATIVE[dtype] * lengths + ROUNDINGS * torch.finfo(dtype).eps * longest
 
 
-def mixing_samples(subject: Subject, rows: Tensor) -> tuple[int, float, float, int] | None:
-    """Return a sample whose loss depends on the samples beside it: (row, loss there, loss alone, size); None if none.
+Mixing = tuple[int, float, float, int]
+"""A sample whose loss depends on the samples beside it: (row, loss there, loss alone, size of the batch)."""
 
-    Alone is a batch of one; beside are all of `rows`, their halves in turn, pairs of neighbours, and as many others,
-    before them, as a model may need to see that its experts are full.
+
+def mixing_samples(subject: Subject, rows: Tensor) -> Mixing | None:
+    """Return a sample whose loss depends on the samples beside it, in batches made of `rows`; None if there is none.
+
+    Alone is a batch of one; beside are all of `rows`, in two orders, their halves in turn, and pairs of neighbours.
     """
     if len(rows) < 2:
         return None
-    alone = torch.cat([subject.losses(row[None]) for row in rows])
+    alone = subject.losses_alone(rows)
     places = torch.arange(len(rows))
     order = torch.randperm(len(rows), generator=make_generator("cpu", SEED, STREAM, 2))
     compositions = [places, order, places[::2], places[1::2].flip(0), *order[: len(rows) // 2 * 2].view(-1, 2)]
+    found = (_most_changed(subject, rows, alone, chosen, rows[:0]) for chosen in compositions)
+    return next(filter(None, found), None)
+
+
+def mixing_in_a_crowd(subject: Subject, rows: Tensor) -> Mixing | None:
+    """Return what `mixing_samples` does, for `rows` behind as many other samples as make a batch of `MANY`.
+
+    A model may need to see that its experts are full.
+    """
     others = torch.randperm(len(subject.examples), generator=make_generator("cpu", SEED, STREAM, 4))
     others = others[~torch.isin(others, rows)][: max(0, MANY - len(rows))]
-    mates = [rows[:0]] * len(compositions) + [others]
+    if not len(others):
+        return None
+    return _most_changed(subject, rows, subject.losses_alone(rows), torch.arange(len(rows)), others)
+
+
+def _most_changed(subject: Subject, rows: Tensor, alone: Tensor, chosen: Tensor, before: Tensor) -> Mixing | None:
+    """Return the sample whose loss changes most, beyond rounding, in a batch of rows[chosen] behind those `before`.
+
+    `alone` are the losses of all `rows` in batches of one.
+    """
     # less may be rounding: a float64 model may compute in float32 in places, where the batch decides the order of sums
     tolerance, least = (1e-5, 1e-12) if subject.precision == torch.float64 else (1e-4, 1e-7)
     scale = alone[alone.isfinite()].abs().max().item() if alone.isfinite().any() else 0.0
-    for before, chosen in zip(mates, [*compositions, places], strict=True):
-        if not len(chosen):
-            continue
-        together, expected = subject.losses(torch.cat([before, rows[chosen]]))[len(before) :], alone[chosen]
-        bad = expected.isfinite() & ~((together - expected).abs() <= tolerance * (expected.abs() + scale) + least)
-        if bad.any():
-            worst = int(torch.where(bad, (together - expected).abs().nan_to_num(torch.inf), -1).argmax())
-            return int(rows[chosen[worst]]), together[worst].item(), expected[worst].item(), len(before) + len(chosen)
-    return None
+    together, expected = subject.losses(torch.cat([before, rows[chosen]]))[len(before) :], alone[chosen]
+    bad = expected.isfinite() & ~((together - expected).abs() <= tolerance * (expected.abs() + scale) + least)
+    if not bad.any():
+        return None
+    worst = int(torch.where(bad, (together - expected).abs().nan_to_num(torch.inf), -1).argmax())
+    return int(rows[chosen[worst]]), together[worst].item(), expected[worst].item(), len(before) + len(chosen)

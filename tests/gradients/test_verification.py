@@ -14,6 +14,7 @@ from common.gradients.verification import (
     allowed_difference,
     default_dtype,
     in_float64,
+    mixing_in_a_crowd,
     mixing_samples,
     representative,
     with_every_gradient,
@@ -159,6 +160,18 @@ def test_the_sample_that_its_mates_influence_most_is_named_with_both_losses():
     row, beside, by_itself, size = mixing_samples(subject, rows)
     assert (row, size) == (int(rows[worst]), 5)
     assert (beside, by_itself) == pytest.approx((together[worst].item(), alone[worst].item()), rel=1e-12)
+
+
+@BOTH
+def test_an_influence_in_a_crowd_alone_is_found_there_and_nobody_is_a_crowd_without_others(dtype):
+    subject = mixed(1e-2, sizes={60}, dtype=dtype)
+    assert mixing_samples(subject, ROWS) is None
+    row, beside, by_itself, size = mixing_in_a_crowd(subject, ROWS)
+    assert row in ROWS.tolist()
+    assert size == 60
+    assert by_itself == subject.losses(torch.tensor([row])).item() != beside
+    assert mixing_in_a_crowd(mixed(1e-2, sizes={3}, dtype=dtype), ROWS) is None
+    assert mixing_in_a_crowd(subject, torch.arange(60)) is None
 
 
 @pytest.mark.parametrize("size", [2, 3])
