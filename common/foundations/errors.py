@@ -12,3 +12,17 @@ class UserError(Exception):
 
 class SaidElsewhereError(UserError):
     """The same error on a process of several, of which another one prints the line."""
+
+
+def first_line(error: BaseException, most: int = 160) -> str:
+    """Return the first line of what an exception says, its kind where it says nothing, cut after a word at `most`."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if len(line) <= most:
+        return line
+    return f"{line[: most + 1].rsplit(maxsplit=1)[0][:most]} …"
+
+
+def kind_and_line(error: BaseException, most: int = 160) -> str:
+    """Return `ValueError: what it says in its first line`, or its kind alone where it says nothing."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error, most)}" if str(error).strip() else kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.foundations.errors import first_line
 from common.gradients.autocast import autocast_dtypes, without_autocast
 from common.gradients.layer_calls import trainable_parameters
 from common.gradients.one_at_a_time import one_gradient
@@ -40,7 +41,7 @@ def _without_halves(
     except Exception as error:  # a model may ask for 16 bits somewhere in its own code
         print(
             f"gradients: computed in the model's {_named(halves)}, because it does not run in float32 "
-            f"({_first_line(error)}); {_cost(halves)}"
+            f"({first_line(error)}); {_cost(halves)}"
         )
         return model, examples
     print(f"gradients: the {_named(halves)} numbers of the model are used in float32 arithmetic")
@@ -60,7 +61,7 @@ def _without_autocast(model: nn.Module, loss: Loss, one: Examples) -> tuple[nn.M
     except Exception as error:  # as above
         print(
             f"gradients: computed under autocast to {_named(halves)}, because model and loss do not run without it "
-            f"({_first_line(error)}); {_cost(halves)}"
+            f"({first_line(error)}); {_cost(halves)}"
         )
         return model, loss
     print(
@@ -76,10 +77,6 @@ def _differentiate(model: nn.Module, loss: Loss, one: Examples) -> None:
 
 def _named(dtypes: set[torch.dtype]) -> str:
     return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _cost(dtypes: set[torch.dtype]) -> str:

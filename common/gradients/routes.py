@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.foundations.errors import UserError
+from common.foundations.errors import UserError, first_line
 from common.foundations.progress import without_exponent
 from common.gradients.hidden_uses import UNSEEN
 from common.gradients.layer_capture import LAYERS, ONE_AT_A_TIME, VMAP, LayerCapture, Routes, row_dtype
@@ -24,7 +24,7 @@ from common.gradients.verification import (
     wrong_parameters,
 )
 from common.workloads.records import Examples, Loss
-from common.workloads.running import RANDOM, draws_random_numbers
+from common.workloads.running import MIXED, RANDOM, draws_random_numbers
 
 SampleName = Callable[[int], str]
 """Row of a sample -> how messages call it."""
@@ -164,7 +164,7 @@ def _without_vmap(subject: Subject, rows: torch.Tensor, error: Exception) -> Rou
 
     Parameters used in unknown ways, or where nobody can see it, as in a script, go one sample at a time.
     """
-    reason = f"torch.func.vmap cannot run the model ({_first_line(error)})"
+    reason = f"torch.func.vmap cannot run the model ({_first_sentence(error)})"
     try:
         unknown, hidden = _strict(subject, Routes(singly=reason)).not_followed(subject.batch(rows[:1]))
         alone = unknown | hidden
@@ -229,7 +229,7 @@ def _plain_gradients(
         except Exception as error:  # a user's model or loss may raise anything
             raise UserError(
                 f"plain autograd cannot differentiate the loss of {name_sample(row)}: {type(error).__name__}: "
-                f"{_first_line(error)}"
+                f"{_first_sentence(error)}"
             ) from error
     return found
 
@@ -243,11 +243,9 @@ def _require_independence(own: Subject, exact: Subject, rows: torch.Tensor, name
             raise UserError(RANDOM)
         raise UserError(
             f"the loss of {name_sample(row)} depends on its batch mates: {together:.8g} in a batch of {size}, "
-            f"{alone:.8g} alone; in eval mode samples must not mix"
+            f"{alone:.8g} alone; {MIXED}"
         )
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first sentence of what an exception says."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.split(". ")[0].rstrip(".")[:160]
+def _first_sentence(error: Exception) -> str:
+    return first_line(error).split(". ")[0].rstrip(".")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common.foundations.errors import UserError
+from common.foundations.errors import UserError, first_line
 from common.stores.side_by_side import Matrix, store_of_matrices
 from common.stores.store import Region, Store, as_dtype, dtype_name
 
@@ -50,8 +50,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise
     # torch's unpickler raises whatever the bytes lead it to
     except Exception as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no readable file of torch.save, or is truncated ({reason})") from error
+        raise UserError(
+            f"{path} is no readable file of torch.save, or is truncated ({first_line(error, 120)})"
+        ) from error
     if isinstance(content, Tensor):
         content = {"tensor": content}
     if not isinstance(content, dict):

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.foundations.errors import UserError
+from common.foundations.errors import UserError, kind_and_line
 from common.workloads import training
+from common.workloads.disabled_gradients import used_without_gradients
 from common.workloads.field_checks import (
     check_fields,
     check_ground_truth_given,
@@ -22,7 +23,7 @@ from common.workloads.field_checks import (
     type_name,
 )
 from common.workloads.records import Examples, Workload
-from common.workloads.running import NEEDS_GRAPH, RANDOM, complete, draws_random_numbers, reaches, run_model
+from common.workloads.running import MIXED, NEEDS_GRAPH, RANDOM, complete, draws_random_numbers, reaches, run_model
 from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
 
 SEARCH_BATCH = 64
@@ -86,16 +87,16 @@ def one_line(what: str, path: Path) -> Iterator[None]:
         raise
     # the user's code may raise anything; SystemExit is what a script ends with
     except (Exception, SystemExit) as error:
-        message = (str(error).strip().splitlines() or [""])[0][:300]
+        message = kind_and_line(error, 300)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
-            message, lines = error.msg, [error.lineno]
+            message, lines = f"{type(error).__name__}: {error.msg}", [error.lineno]
         where = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"{what} fails{where}: {type(error).__name__}: {message}".removesuffix(": ")) from error
+        raise UserError(f"{what} fails{where}: {message}") from error
 
 
 def _make_model(workload: Workload, path: Path) -> nn.Module:
-    with one_line("make_model()", path):
+    with one_line("make_model()", path), torch.enable_grad():  # which it may disable for all that follows
         model = workload.make_model()
     if not isinstance(model, nn.Module):
         raise UserError(f"make_model() returns {type_name(model)}; it must return a torch.nn.Module")
@@ -177,7 +178,7 @@ def _check_losses(workload: Workload, model: nn.Module, part: str, few: Examples
         i = int((together - alone).abs().argmax())
         raise UserError(
             f"the loss of {PARTS[part]} sample {i} depends on its batch mates: {together[i]:.6g} in a batch of "
-            f"{len(few)}, {alone[i]:.6g} alone; in eval mode samples must not mix"
+            f"{len(few)}, {alone[i]:.6g} alone; {MIXED}"
         )
 
 
@@ -211,9 +212,14 @@ def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
         if not missing:
             return
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    why = "unused, or detached on the way (.detach(), .item(), argmax, torch.no_grad()); use them"
+    few = workload.train.subset(slice(BATCH))
+    used = used_without_gradients(lambda: _outputs_and_losses(workload, model, few, path))
+    if used and (len(missing) == len(parameters) or {id(parameters[name]) for name in missing} & set(map(id, used))):
+        why = "gradients are disabled on the way (torch.no_grad(), torch.set_grad_enabled(False)); enable them"
     raise UserError(
-        f"no gradient of the loss reaches {', '.join(missing[:5])}{more}: unused, or detached on the way "
-        "(.detach(), .item(), argmax, torch.no_grad()); use them, or freeze them with requires_grad_(False)"
+        f"no gradient of the loss reaches {', '.join(missing[:5])}{more}: {why}, or freeze them with "
+        "requires_grad_(False)"
     )
 
 

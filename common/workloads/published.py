@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.foundations import storage, tensor_files
-from common.foundations.errors import UserError
+from common.foundations.errors import UserError, first_line
 from common.workloads import training
 from common.workloads.benchmark import GroundTruth, TrainedModel
 from common.workloads.losses import argmax_correct, last_token_correct
@@ -86,10 +86,9 @@ def _load_through_dattri(dataset: str, model: str, download_path: Path) -> tuple
     # The network, torchvision, zipfile and torch's unpickler have no exception in common for damaged or missing data.
     except Exception as error:
         what = f"cannot download {missing()[0]}" if missing() else "cannot read the data or the files"
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
-            f"--benchmark dattri: {what} of {dataset}_{model} in {download_path} ({reason}); it needs the network, or "
-            f"the published files there; {_LOCAL_WORKS}"
+            f"--benchmark dattri: {what} of {dataset}_{model} in {download_path} ({first_line(error, 120)}); it needs "
+            f"the network, or the published files there; {_LOCAL_WORKS}"
         ) from error
 
 

@@ -18,6 +18,8 @@ NEEDS_GRAPH = "does not require grad and does not have a grad_fn"
 """What torch says where a model or a loss differentiates by its inputs, as for an equation, under torch.no_grad()."""
 RANDOM = "the loss is random in eval mode; dropout and noise must follow model.training"
 """What is said of a model whose losses differ because it draws random numbers."""
+MIXED = "in eval mode samples must not mix; where a loss compares samples, make each pair or group of them one sample"
+"""What is said of a sample whose loss depends on those beside it."""
 
 
 def run_model(model: Callable[..., Any], inputs: Inputs) -> Any:

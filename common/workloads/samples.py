@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from common.foundations.errors import UserError
+from common.foundations.errors import UserError, kind_and_line
 from common.foundations.seeds import isolated_rng
 from common.workloads.precision import copied
 from common.workloads.records import Examples, Inputs, Workload, map_tensors
@@ -118,13 +118,13 @@ def _what_fails(name: str, workload: Workload, model: nn.Module, batch: Examples
     try:
         outputs = run_model(model, batch.inputs)
     except Exception as error:  # a user's model may raise anything
-        reason = _id_out_of_range(model, batch) or f"the model's forward pass fails: {_first_line(error)}"
+        reason = _id_out_of_range(model, batch) or f"the model's forward pass fails: {kind_and_line(error)}"
         return f"{name}: {reason}"
     try:
         losses = workload.loss(outputs, batch.targets)
         objective = workload.objective(outputs, batch.targets) if with_objective else losses.new_zeros(())
     except Exception as error:  # so may the loss
-        reason = _label_out_of_range(workload, outputs, batch.targets) or f"the loss fails: {_first_line(error)}"
+        reason = _label_out_of_range(workload, outputs, batch.targets) or f"the loss fails: {kind_and_line(error)}"
         return f"{name}: {reason}"
     bad = losses[~losses.isfinite()]
     if len(bad):
@@ -206,8 +206,3 @@ def _runs(function: Callable[[], object]) -> bool:
 
 def _all_finite(*tensors: Tensor) -> bool:
     return all(t.isfinite().all() for t in (t.coalesce().values() if t.is_sparse else t for t in tensors))
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -27,7 +27,7 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-8
 
 def fresh_model(workload: Workload, seed: int) -> nn.Module:
     """Return the untrained model that belongs to `seed`, in train mode, on the CPU."""
-    with isolated_rng():
+    with isolated_rng(), torch.enable_grad():  # which a make_model may disable for all that follows
         torch.manual_seed(seed)
         return complete(workload.make_model(), workload.train.subset(slice(2)).inputs).train()
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from common.foundations.errors import UserError
 from common.foundations.seeds import isolated_rng
 from common.workloads.checks import check_training, check_workload, one_line
@@ -65,13 +67,15 @@ def _run(path: Path) -> object:
     module = importlib.util.module_from_spec(spec)
     # dataclasses look up the module that defines them by name
     sys.modules[MODULE] = module
-    with one_line("importing it", path):
-        spec.loader.exec_module(module)
-    make_workload = getattr(module, FUNCTION, None)
-    if not callable(make_workload):
-        raise UserError(f"it has no function {FUNCTION}(); it must have one that returns a common.records.Workload")
-    with one_line(f"{FUNCTION}()", path):
-        return make_workload()
+    # leaves gradients enabled, as they were, where the file disables them
+    with torch.enable_grad():
+        with one_line("importing it", path):
+            spec.loader.exec_module(module)
+        make_workload = getattr(module, FUNCTION, None)
+        if not callable(make_workload):
+            raise UserError(f"it has no function {FUNCTION}(); it must have one that returns a common.records.Workload")
+        with one_line(f"{FUNCTION}()", path):
+            return make_workload()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from common.workloads.user_file import load_user_workload
 from tests.workload_file import FORWARD, RECIPE, message, more, with_truth, write
@@ -81,6 +82,11 @@ MISTAKES = {
                                     "        return self.out(hidden.mul_(2) if self.training else hidden)")],
     "detached": [("self.hidden(inputs)", "self.hidden(inputs).detach()")],
     "all detached": [(FORWARD, FORWARD + ".detach()")],
+    "disabled in the model": [("    def forward", "    @torch.no_grad()\n    def forward")],
+    "disabled in a layer": [(FORWARD, "        with torch.no_grad():\n            inputs = self.hidden(inputs)\n"
+                                      "        return self.out(inputs)")],
+    "disabled in the loss": [("def loss", "@torch.no_grad()\ndef loss")],
+    "disabled for good": [(FORWARD, "        torch.set_grad_enabled(False)\n" + FORWARD)],
     "training loss": [more("    more = dict(training_loss=loss)\n")],
     "training loss number": [more("    more = dict(training_loss=lambda o, t: loss(o, t).mean().item())\n")],
     "training loss detached": [more("    more = dict(training_loss=lambda o, t: loss(o, t).mean().detach())\n")],
@@ -152,7 +158,7 @@ MESSAGES = {
     "loss random at times": "the loss is random in eval mode",
     "model remembers": "the loss differs from one forward pass to the next in eval mode, without random",
     "samples mix in the model": "depends on its batch mates",
-    "samples mix in the loss": "depends on its batch mates",
+    "samples mix in the loss": "in eval mode samples must not mix; where a loss compares samples, make each pair or",
     "batch statistics": "the model's forward pass on a batch of 1 fails",
     "squeezed batch": "loss returns shape () for a batch of 1",
     "unused": "no gradient of the loss reaches spare.weight, spare.bias: unused, or detached",
@@ -160,6 +166,10 @@ MESSAGES = {
     "training backward": "the backward pass in training mode on a batch of 2 fails: RuntimeError: one of the variables",
     "detached": "no gradient of the loss reaches hidden.weight, hidden.bias: unused, or detached",
     "all detached": "no gradient of the loss reaches hidden.weight, hidden.bias, out.weight, out.bias: unused",
+    "disabled in the model": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the",
+    "disabled in a layer": "no gradient of the loss reaches hidden.weight, hidden.bias: gradients are disabled on the",
+    "disabled in the loss": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the",
+    "disabled for good": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the way",
     "training loss": "training_loss must be a scalar, a tensor of shape (); got shape (2,)",
     "training loss number": "training_loss must be a scalar, a tensor of shape (); got float",
     "training loss detached": "training_loss must be finite and have a gradient",
@@ -182,7 +192,8 @@ MESSAGES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_that_names_it(tmp_path, mistake):
-    assert MESSAGES[mistake] in message(write(tmp_path, *MISTAKES[mistake]))
+    with torch.enable_grad():  # which some of them leave disabled
+        assert MESSAGES[mistake] in message(write(tmp_path, *MISTAKES[mistake]))
 
 
 def test_a_cut_training_set_is_checked_for_a_last_batch_of_one_too(tmp_path):

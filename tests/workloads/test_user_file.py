@@ -53,6 +53,16 @@ def test_the_file_does_not_disturb_the_random_numbers_of_the_experiment(tmp_path
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("line", ["import torch\n", "def make_workload():\n", "        super().__init__()\n"])
+def test_a_file_that_disables_gradients_leaves_them_to_the_experiment(tmp_path, line):
+    indent = " " * (0 if line.startswith("import") else 8 if "super" in line else 4)
+    path = write(tmp_path, (line, f"{line}{indent}torch.set_grad_enabled(False)\n"))
+    workload = load_user_workload(path)
+    assert torch.is_grad_enabled()
+    training.fresh_model(workload, 0)
+    assert torch.is_grad_enabled()
+
+
 def test_num_train_cuts_it_and_says_that_the_ground_truth_no_longer_fits(tmp_path, capsys):
     path = write(tmp_path, more(TRUTH))
     assert len(load_user_workload(path, 33).ground_truth.losses) == 8
