@@ -84,9 +84,9 @@ class LayerwiseGradients:
 
     `model` is in eval mode and stays as it is; `dtype` other than the model's means a copy of it in that dtype.
     Memory beside the model: at most `memory_bytes` of captures (N times a single row of a parameter where that is
-    more), half as much for the activations and errors of a batch, whose samples are fewer than `batch_size` where that
-    takes more (a single sample's at least), and the block or Gram matrix asked for. Where a single pass suffices its
-    captures are kept, so that later calls need no pass at all.
+    more), a quarter of it for the activations and errors of a batch, whose samples are fewer than `batch_size` where
+    that takes more (a single sample's at least), and the block or Gram matrix asked for. Where a single pass suffices
+    its captures are kept, so that later calls need no pass at all.
     Parameters that are not followed layer by layer are kept as gradients, never as factors.
     """
 
@@ -97,7 +97,7 @@ class LayerwiseGradients:
         examples: Examples,
         batch_size: int = 32,
         dtype: torch.dtype | None = None,
-        memory_bytes: int = 2 << 30,
+        memory_bytes: int = 4 << 30,
         routes: Routes | None = None,
     ):
         if dtype is not None and dtype != row_dtype(model):
@@ -110,7 +110,7 @@ class LayerwiseGradients:
         self.num_rows: int = len(examples)
         self.dim: int = _dim(self._parameters)
         probe, sample_bytes = self._capture_layers.probe(examples.subset(slice(1)).to(self._device))
-        self._batch_size = max(1, min(batch_size, memory_bytes // (2 * sample_bytes)))
+        self._batch_size = max(1, min(batch_size, memory_bytes // (4 * sample_bytes)))
         pieces = self._pieces(probe, memory_bytes)
         self._passes = packed(pieces, lambda piece: self.num_rows * piece.bytes_per_sample, memory_bytes)
         self._kept: list[tuple[Piece, list[Capture]]] | None = None
