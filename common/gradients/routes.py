@@ -45,7 +45,7 @@ class CheckedRoutes:
     seconds: float
     """What choosing and comparing took."""
     sample_seconds: float
-    """What the gradient of one sample takes, measured on a batch of the samples compared."""
+    """What the gradient of one sample takes in a batch of the size asked for, judged by two small ones."""
     num_parameters: int
     """Trained parameters (tensors)."""
 
@@ -100,18 +100,30 @@ def check_routes(
     for subject, parts in zip([*other, own], [[rows, rows[1::2].flip(0)], [rows]], strict=False):
         known = reference if subject is own else dict(zip(rows.tolist(), subject.one_by_one(rows), strict=True))
         routes = _corrected(subject, routes, parts, known, name_sample)
-    before = time.perf_counter()
-    LayerCapture(model, loss, routes)(own.batch(rows))
-    seconds = time.perf_counter() - before
+    seconds = _sample_seconds(own, routes, rows, min(batch_size, len(examples)))
     return CheckedRoutes(
         routes,
         rows.tolist(),
         exact is not None,
         unseen,
         time.perf_counter() - start,
-        seconds / len(rows),
+        seconds,
         len(own.parameters),
     )
+
+
+def _sample_seconds(subject: Subject, routes: Routes, rows: torch.Tensor, batch_size: int) -> float:
+    """Return the share of a sample in the time of a batch of `batch_size`, part of which any batch takes."""
+    capture = LayerCapture(subject.model, subject.loss, routes)
+
+    def seconds(few: torch.Tensor) -> float:
+        start = time.perf_counter()
+        capture(subject.batch(few))
+        return time.perf_counter() - start
+
+    one, several = seconds(rows[:1]), seconds(rows)
+    more = max(0.0, several - one) / max(1, len(rows) - 1)
+    return more + max(0.0, one - more) / batch_size
 
 
 def drop(routes: Routes, mismatches: Collection[Mismatch], name_sample: SampleName) -> Routes:
