@@ -18,14 +18,16 @@ from common.foundations.storage import first_difference
 from common.stores.formats import open_store
 from common.stores.moments import Moments, RowReport, check_rows, collect
 from common.stores.store import Store
-from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis, few_in_a_bucket
+from common.theory.added_constant import constant_by_chance
+from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
+from common.theory.uneven_columns import MOST_UNEVEN, unevenness
 
 NUM_PAIRS = 2000
 SAMPLE_STREAM = 1_000_211
 # the laws are those of many columns: on eight, error bars of scores are too short by a tenth, on one by any factor
 FEWEST_COLUMNS = 16
-# share of M that d_λ may have before error bars become too short, and where buckets of a sparse P hold few columns
-NEAR_M, NEAR_M_OF_FEW = 0.9, 0.25
+# share of M that d_λ may have before error bars become too short
+NEAR_M = 0.9
 # mean squares of a number beyond which powers in the laws leave float64
 SMALLEST_SQUARE, LARGEST_SQUARE = 1e-60, 1e60
 
@@ -60,22 +62,22 @@ class Audited:
         """Whether the law of the projection is one that the formulas hold for, and has columns enough."""
         return self.proj_type in WITH_LAW and self.spectrum.size >= FEWEST_COLUMNS
 
-    @property
-    def few_in_a_bucket(self) -> str | None:
-        """Say that a sparse P has few columns for each of its rows; None where it has many, or it is not known."""
-        made_of = self.store.made_of
-        return few_in_a_bucket(self.proj_type, made_of["d"], self.spectrum.size) if made_of else None
+    def unevenness(self, ridges: Tensor) -> Tensor:
+        """Return (ridges,) e, by how much more than chance columns of the store differ at λ; NaN where not resolved."""
+        return unevenness(self.spectrum, self._live_basis, ridges)
+
+    def constant_by_chance(self, ridges: Tensor) -> Tensor:
+        """Return (ridges,) bounds of the probability that chance alone lets columns have so much in common at λ."""
+        return constant_by_chance(self.spectrum, self._live_basis, ridges)
 
     @property
-    def most_dimensions(self) -> float:
-        """Return the largest d_λ at which standard errors hold; 0 where none do."""
-        if not self.law_is_known:
-            return 0.0
-        return (NEAR_M_OF_FEW if self.few_in_a_bucket else NEAR_M) * self.spectrum.size
+    def _live_basis(self) -> Tensor:
+        return self.basis[self.moments.second.diagonal() != 0]
 
     def has_error_bars(self, ridges: Tensor) -> Tensor:
         """Return (ridges,) bool: whether standard errors hold at λ."""
-        return self.spectrum.sums(ridges).first <= self.most_dimensions
+        near = self.spectrum.sums(ridges).first <= NEAR_M * self.spectrum.size
+        return near & (self.unevenness(ridges) <= MOST_UNEVEN) & self.law_is_known
 
     @property
     def mean_eigenvalue(self) -> float:

@@ -64,7 +64,7 @@ def make_scorer(audited: Audited, ridge: float) -> Scorer:
         UserError: the store cannot see λ.
     """
     spectrum = audited.spectrum
-    known = torch.tensor(ridge, dtype=torch.float64)
+    known = torch.tensor([ridge], dtype=torch.float64)
     solve = spectrum.solve_of_ridge(known)
     if not solve.isfinite():
         raise UserError(

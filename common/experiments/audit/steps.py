@@ -102,7 +102,7 @@ def choose_ridge(
     best = None if lds_table is None else lds.best_ridge(lds_table)
     if best is not None:
         return best, "the best validation LDS at M"
-    return tables.choose_ridge(summary, options.target_eps, audited.most_dimensions)
+    return tables.choose_ridge(summary, options.target_eps, audited)
 
 
 def score(

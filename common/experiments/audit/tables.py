@@ -73,10 +73,10 @@ def sizes(audited: Audited, cells: Cells, target: float) -> pd.DataFrame:
     return recommend(cells, audited.tabled_queries, target, largest)
 
 
-def choose_ridge(table: pd.DataFrame, target: float, most_dimensions: float) -> tuple[float, str]:
+def choose_ridge(table: pd.DataFrame, target: float, audited: Audited) -> tuple[float, str]:
     """Return the smallest λ at which corrected self-influence reaches the target at M, and why it was chosen.
 
-    Where d_λ exceeds `most_dimensions` scores have no error bars: such a λ is taken only where there is no other.
+    A λ at which scores have no error bars is taken only where there is no other.
     Without predictions it is the smallest λ with d_λ at most a tenth of M.
     """
     own = table[table["of_store"]]
@@ -86,8 +86,8 @@ def choose_ridge(table: pd.DataFrame, target: float, most_dimensions: float) -> 
             return few["lambda"].min(), f"the smallest λ with d_λ at most {FEW_OF_M:g} M"
         return own["lambda"].max(), f"the largest λ, as none has d_λ of at most {FEW_OF_M:g} M"
     own = own.dropna(subset=["predicted_corrected_eps_95"])
-    far = own[own["d_lambda"] <= most_dimensions]
-    own = far if len(far) else own
+    barred = own[audited.has_error_bars(torch.tensor(own["lambda"].tolist(), dtype=torch.float64)).numpy()]
+    own = barred if len(barred) else own
     good = own[own["predicted_corrected_eps_95"] <= target]
     if len(good):
         return good["lambda"].min(), f"the smallest λ with a predicted error (ε_95) of at most {target:g}"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import pandas as pd
+import torch
 
-from common.experiments.audit.reading import FEWEST_COLUMNS, NEAR_M, NEAR_M_OF_FEW, Audited
+from common.experiments.audit.reading import FEWEST_COLUMNS, NEAR_M, Audited
 from common.foundations.projections import WITH_LAW
 from common.stores.moments import RowReport
 from common.stores.store import dtype_name
+from common.theory.uneven_columns import MOST_UNEVEN
 
 # a folded store may differ by chance, rarely by more than this many standard errors
 MOST_SIGMAS = 4.0
+# of what all columns have in common, in one of some ten λ
+LEAST_CHANCE = 1e-6
 
 
 def verdicts(audited: Audited, dimensions: pd.DataFrame) -> list[str]:
     """Return one line for everything that was looked at; lines that speak against the audit begin with `warning:`."""
-    lines = [_law(audited), *_buckets(audited), _fold(dimensions), _size(audited, dimensions)]
+    lines = [_law(audited), *_columns(audited, dimensions), _fold(dimensions), _size(audited, dimensions)]
     lines += _rows("training", audited.moments.rows, audited)
     if not audited.queries_are_rows:
         lines += _rows("query", audited.query_report, audited)
@@ -43,16 +47,30 @@ def _law(audited: Audited) -> str:
     )
 
 
-def _buckets(audited: Audited) -> list[str]:
-    """Say which columns hold nothing, and whether a sparse P has too few entries in a row."""
+def _columns(audited: Audited, dimensions: pd.DataFrame) -> list[str]:
+    """Say which columns hold nothing, and where those that hold something are too uneven."""
     size, lines = audited.spectrum.size, []
     if size < audited.store.num_columns:
         without = audited.store.num_columns - size
         lines.append(f"{without} columns are zero in every training row, and left out: M = {size}")
-    few = audited.few_in_a_bucket
-    if few and audited.law_is_known:
-        few += f"; no error bars where d_λ exceeds {NEAR_M_OF_FEW:g} M = {audited.most_dimensions:g}"
-    return [*lines, f"warning: {few}"] if few else lines
+    ridges = torch.tensor(dimensions["lambda"].tolist(), dtype=torch.float64)
+    excess = audited.unevenness(ridges)
+    uneven = ridges[excess > MOST_UNEVEN].tolist()
+    if audited.law_is_known and uneven:
+        bars = (1 + excess[excess > MOST_UNEVEN].max().item()) ** 0.5
+        lines.append(
+            "warning: columns differ by more than chance, as those of an sjlt do where few parameters of each bucket "
+            f"matter: d_λ is off by some percent, and error bars would be too short, by a factor of up to {bars:.2f}, "
+            f"and there are none: λ = {_list(uneven)}"
+        )
+    # sums of a tensorsketch's columns are products of two signs, of which chance has large ones
+    rotates = audited.law_is_known and audited.proj_type != "tensorsketch"
+    if rotates and (audited.constant_by_chance(ridges) < LEAST_CHANCE).any():
+        lines.append(
+            "warning: columns have more in common than by chance, as where a constant was added to all numbers: d_λ "
+            "and scores are not those of projected gradients"
+        )
+    return lines
 
 
 def _fold(dimensions: pd.DataFrame) -> str:

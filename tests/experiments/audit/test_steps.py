@@ -81,7 +81,7 @@ def test_the_ridge_of_the_scores_is_the_one_asked_for_else_the_most_useful_else_
     assert steps.choose_ridge(asked, audited, summary, useful) == (0.7, "asked for")
     assert steps.choose_ridge(chosen, audited, summary, useful) == (3.0, "the best validation LDS at M")
     for nothing in (None, useful.assign(corrected_val_lds=np.nan)):
-        expected = tables.choose_ridge(summary, chosen.target_eps, audited.most_dimensions)
+        expected = tables.choose_ridge(summary, chosen.target_eps, audited)
         assert steps.choose_ridge(chosen, audited, summary, nothing) == expected
 
 

@@ -60,9 +60,9 @@ def test_the_chosen_ridge_is_the_smallest_that_reaches_the_target_or_else_the_be
     cells = tables.make_cells(audited, tables.effective_dimensions(audited, cases.RIDGES))
     table = tables.errors(audited, cells, seed=1)
     own = table[table["of_store"]].set_index("lambda")["predicted_corrected_eps_95"]
-    ridge, reason = tables.choose_ridge(table, own[0.3], audited.most_dimensions)
+    ridge, reason = tables.choose_ridge(table, own[0.3], audited)
     assert (ridge, "at most" in reason) == (0.3, True)
-    ridge, reason = tables.choose_ridge(table, 0.001, audited.most_dimensions)
+    ridge, reason = tables.choose_ridge(table, 0.001, audited)
     assert ridge == own.idxmin()
     assert "none reaches 0.001" in reason
 
@@ -73,7 +73,7 @@ def test_a_ridge_with_an_effective_dimension_near_m_is_chosen_only_where_there_i
         cells = tables.make_cells(audited, tables.effective_dimensions(audited, ridges))
         assert cells.effective_dimensions[0] > 0.9 * cases.M
         table = tables.errors(audited, cells, seed=1)
-        assert tables.choose_ridge(table, 0.99, audited.most_dimensions)[0] == chosen
+        assert tables.choose_ridge(table, 0.99, audited)[0] == chosen
 
 
 @pytest.mark.parametrize("law", ["kronecker", "blocks"])
@@ -91,9 +91,9 @@ def test_nothing_is_predicted_of_a_projection_whose_law_is_not_known(audited, la
     assert tables.sizes(audited, cells, 0.3)[["m", "m_ridge_corrected"]].isna().all(axis=None)
     few = [ridge for ridge, d in zip(cells.ridges, cells.effective_dimensions, strict=True) if d <= 0.1 * cases.M]
     assert 0 < len(few) < len(ridges)
-    chosen = tables.choose_ridge(table, 0.3, audited.most_dimensions)
+    chosen = tables.choose_ridge(table, 0.3, audited)
     assert chosen == (min(few), "the smallest λ with d_λ at most 0.1 M")
-    ridge, reason = tables.choose_ridge(table[table["lambda"] == ridges[0]], 0.3, audited.most_dimensions)
+    ridge, reason = tables.choose_ridge(table[table["lambda"] == ridges[0]], 0.3, audited)
     assert (ridge, reason) == (ridges[0], "the largest λ, as none has d_λ of at most 0.1 M")
 
 

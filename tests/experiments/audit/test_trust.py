@@ -88,25 +88,30 @@ def test_empty_buckets_are_left_out_and_named_and_hide_no_unresolved_ridge(tmp_p
     assert with_hole.mean_eigenvalue == pytest.approx(whole.mean_eigenvalue * 96 / 97)
 
 
-def test_a_store_of_few_parameters_a_bucket_is_warned_of(tmp_path):
-    audited = cases.audit(cases.write_stores(tmp_path, kind="sjlt"))
-    for d, warned in ((cases.DIMENSION, True), (16 * cases.M, False)):
-        known = replace(audited, proj_type="sjlt", store=replace(audited.store, made_of={"d": d}))
-        lines = [line for line in verdicts(known) if "in each" in line]
-        assert bool(lines) == warned
-        most = (0.25 if warned else 0.9) * known.spectrum.size
-        assert all(line.endswith(f"no error bars where d_λ exceeds 0.25 M = {most:g}") for line in lines)
-        dimensions = tables.effective_dimensions(known, cases.RIDGES)
-        assert dimensions["d_lambda_std_error"].isna().tolist() == (dimensions["d_lambda"] > most).tolist()
+def test_columns_that_differ_by_more_than_chance_are_warned_of_with_the_ridges_that_lose_their_error_bars(tmp_path):
+    scale = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat(cases.M // 2)
+    known = cases.audit(cases.write_stores(tmp_path))
+    rows = torch.from_numpy(np.load(tmp_path / "train.npy")) * scale
+    uneven = cases.audit(cases.options(save_npy(tmp_path / "uneven.npy", rows), None))
+    for audited, warned in ((known, False), (uneven, True)):
+        lines = [line for line in verdicts(audited) if "columns differ by more than chance" in line]
+        assert [line[:8] for line in lines] == ["warning:"] * warned
+        missing = tables.effective_dimensions(audited, cases.RIDGES)["d_lambda_std_error"].isna()
+        assert missing.any() == warned
+        named = [f"{ridge:.3g}" for ridge, gone in zip(cases.RIDGES, missing, strict=True) if gone]
+        assert all(line.endswith(f"λ = {', '.join(named)}") for line in lines)
 
 
-def test_a_sparse_store_of_too_few_columns_names_no_effective_dimension_with_error_bars(tmp_path):
-    audited = cases.audit(cases.options(save_npy(tmp_path / "few.npy", cases.gradients().train[:, :8]), None))
-    known = replace(audited, proj_type="sjlt", store=replace(audited.store, made_of={"d": 24}))
-    lines = verdicts(known)
-    assert "hold from 16 on: scores have no error bars" in lines[0]
-    assert [line for line in lines if "in each" in line]
-    assert not [line for line in lines if "no error bars where" in line]
+def test_a_constant_added_to_all_rows_is_warned_of_where_folding_cannot_tell(tmp_path):
+    """M = 32: a fold that doubles d_λ is 4 standard errors away."""
+    chosen = cases.write_stores(tmp_path)
+    rows = torch.from_numpy(np.load(chosen.train))[:, :32] * 3**0.5
+    for constant, warned in ((0.0, False), (20.0, True)):
+        audited = cases.audit(cases.options(save_npy(tmp_path / "few.npy", rows + constant), None))
+        lines = [line for line in verdicts(audited, [3e3, 3e4, 3e5]) if line.startswith("warning")]
+        assert [line[9:33] for line in lines] == ["columns have more in com"] * warned
+    sketchy = replace(audited, proj_type="tensorsketch")
+    assert not [line for line in verdicts(sketchy) if "in common" in line]
 
 
 def test_without_a_known_law_an_effective_dimension_has_no_standard_error(tmp_path):
