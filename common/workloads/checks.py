@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.foundations.errors import UserError, kind_and_line
 from common.workloads import training
-from common.workloads.disabled_gradients import used_without_gradients
+from common.workloads.disabled_gradients import differing_gradients, used_without_gradients
 from common.workloads.field_checks import (
     check_fields,
     check_ground_truth_given,
@@ -22,6 +22,7 @@ from common.workloads.field_checks import (
     shape_text,
     type_name,
 )
+from common.workloads.precision import copied
 from common.workloads.records import Examples, Workload
 from common.workloads.running import MIXED, NEEDS_GRAPH, RANDOM, complete, draws_random_numbers, reaches, run_model
 from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
@@ -38,11 +39,15 @@ def check_workload(returned: object, path: Path) -> Workload:
     check_samples(workload)
     check_ground_truth_given(workload)
     model = _make_model(workload, path)
+    fresh = _copy(model)
     for part in ("train", "test"):
         few = getattr(workload, part).subset(slice(BATCH))
         with torch.set_grad_enabled(_differentiates(workload, model, few)):
             _check_losses(workload, model, part, few, path)
             _check_correct(workload, model, few, path)
+    if fresh is not None:
+        _check_results_kept(workload, model, fresh)
+    del fresh
     _check_gradients(workload, model, path)
     check_training(workload, path)
     return workload
@@ -191,6 +196,31 @@ def _check_correct(workload: Workload, model: nn.Module, few: Examples, path: Pa
     if not isinstance(correct, Tensor) or (tuple(correct.shape), correct.dtype) != ((len(few),), torch.bool):
         found = kind_text(correct, first="") if isinstance(correct, Tensor) else type_name(correct)
         raise UserError(f"correct must return ({len(few)},) torch.bool for a batch of {len(few)}, got {found}")
+
+
+def _copy(model: nn.Module) -> nn.Module | None:
+    try:
+        return copied(model)
+    except Exception:  # a user's model may be one that Python cannot copy
+        return None
+
+
+def _check_results_kept(workload: Workload, model: nn.Module, fresh: nn.Module) -> None:
+    """Raise UserError where `model`, which ran without gradients, has other ones since than its `fresh` copy."""
+    few = workload.train.subset(slice(BATCH))
+    try:
+        changed = differing_gradients(model, fresh, workload.loss, few)
+        # a loss that knows the model itself differs for every copy
+        is_copied = not changed or not differing_gradients(model, copied(model), workload.loss, few)
+    except Exception:  # what fails in a backward pass is said where gradients are checked
+        return
+    if changed and is_copied:
+        more = f" and {len(changed) - 1} more parameters" if len(changed) > 1 else ""
+        raise UserError(
+            f"the gradient of {changed[0]}{more} is another once the model has run without gradients: in eval mode it "
+            "keeps what it computed then; let it keep nothing that depends on parameters, or freeze them with "
+            "requires_grad_(False)"
+        )
 
 
 def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:

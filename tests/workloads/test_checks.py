@@ -87,6 +87,9 @@ MISTAKES = {
                                       "        return self.out(inputs)")],
     "disabled in the loss": [("def loss", "@torch.no_grad()\ndef loss")],
     "disabled for good": [(FORWARD, "        torch.set_grad_enabled(False)\n" + FORWARD)],
+    "result kept": [(FORWARD, """        if not hasattr(self, "kept"):
+            self.kept = self.hidden.bias.tanh()
+        return self.out(self.hidden(inputs).tanh() + self.kept)""")],
     "training loss": [more("    more = dict(training_loss=loss)\n")],
     "training loss number": [more("    more = dict(training_loss=lambda o, t: loss(o, t).mean().item())\n")],
     "training loss detached": [more("    more = dict(training_loss=lambda o, t: loss(o, t).mean().detach())\n")],
@@ -170,6 +173,7 @@ MESSAGES = {
     "disabled in a layer": "no gradient of the loss reaches hidden.weight, hidden.bias: gradients are disabled on the",
     "disabled in the loss": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the",
     "disabled for good": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the way",
+    "result kept": "the gradient of hidden.bias is another once the model has run without gradients",
     "training loss": "training_loss must be a scalar, a tensor of shape (); got shape (2,)",
     "training loss number": "training_loss must be a scalar, a tensor of shape (); got float",
     "training loss detached": "training_loss must be finite and have a gradient",
@@ -201,3 +205,10 @@ def test_a_cut_training_set_is_checked_for_a_last_batch_of_one_too(tmp_path):
     path = write(tmp_path, batch_norm)
     assert load_user_workload(path).name == "mine"
     assert "batch of 1 (the last of 29 or 14 samples in batches of 7) fails" in message(path, num_train=29)
+
+
+def test_a_loss_that_knows_the_model_itself_is_no_sign_of_kept_results(tmp_path):
+    net = ("def loss(outputs, targets):\n", "NET = Net()\n\n\ndef loss(outputs, targets):\n")
+    decay = ('reduction="none")', 'reduction="none") + NET.hidden.weight.square().sum()')
+    path = write(tmp_path, net, decay, ("make_model=Net", "make_model=lambda: NET"), (RECIPE, "None"))
+    assert load_user_workload(path).name == "mine"
