@@ -18,7 +18,9 @@ import argparse
 from pathlib import Path
 
 from bench import MIN_M
-from common.experiments import arguments, option_values, script
+from common.experiments import script
+from common.experiments.options import arguments
+from common.experiments.options import values as option_values
 from common.foundations.errors import UserError
 from common.foundations.storage import make_folder, write_atomically
 

@@ -8,8 +8,10 @@ Writes tables and a figure to results/factorized_influence/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, ground_truth_arguments, option_values, script
-from common.experiments.options import CurvatureOptions, RunRequest
+from common.experiments import script
+from common.experiments.options import arguments, ground_truth_arguments
+from common.experiments.options import values as option_values
+from common.experiments.options.records import CurvatureOptions, RunRequest
 from common.experiments.run import Run
 
 
@@ -38,8 +40,11 @@ def experiment(options: CurvatureOptions, run: Run) -> None:
     """Factor, score, sketch, and write the results."""
     # these take seconds to import: not before the options are known to be right
     from common.curvature.coordinates import KFAC
-    from common.experiments import curvature_figure, curvature_steps, curvature_sweep, lds_steps
-    from common.experiments.preparation import prepare
+    from common.experiments.curvature import figure as curvature_figure
+    from common.experiments.curvature import steps as curvature_steps
+    from common.experiments.curvature import sweep as curvature_sweep
+    from common.experiments.lds import steps as lds_steps
+    from common.experiments.preparing.preparation import prepare
 
     # model, gradients, eigenvalues of F, and what attribution has to predict
     prepared = prepare(options.selection.shared, run, options.selection.num_subsets)

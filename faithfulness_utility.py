@@ -7,8 +7,10 @@ tables, a verdict and a figure to results/faithfulness_utility/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, ground_truth_arguments, option_values, pair_arguments, script
-from common.experiments.options import FaithfulnessOptions, RunRequest
+from common.experiments import script
+from common.experiments.options import arguments, ground_truth_arguments, pair_arguments
+from common.experiments.options import values as option_values
+from common.experiments.options.records import FaithfulnessOptions, RunRequest
 from common.experiments.run import Run
 
 
@@ -40,11 +42,15 @@ def main() -> None:
 def experiment(options: FaithfulnessOptions, run: Run) -> None:
     """Measure, predict, judge, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import faithfulness_figure, faithfulness_steps, lds_advice, lds_sweep, ridge_path
-    from common.experiments import faithfulness_sweep as sweep
-    from common.experiments import faithfulness_verdict as verdicts
-    from common.experiments.cross_sweep import zero_errors
-    from common.experiments.preparation import prepare
+    from common.experiments.bounds.cross_sweep import zero_errors
+    from common.experiments.faithfulness import figure as faithfulness_figure
+    from common.experiments.faithfulness import steps as faithfulness_steps
+    from common.experiments.faithfulness import sweep
+    from common.experiments.faithfulness import verdict as verdicts
+    from common.experiments.lds import advice as lds_advice
+    from common.experiments.lds import ridge_path
+    from common.experiments.lds import sweep as lds_sweep
+    from common.experiments.preparing.preparation import prepare
 
     # model, gradients, eigenvalues, what attribution has to predict, and the pairs whose errors are measured
     selection, threshold = options.selection, options.threshold

@@ -7,8 +7,9 @@ closed form, and writes tables and a figure to results/hyperparam_selection/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, ground_truth_arguments, script
-from common.experiments.options import RunRequest, SelectionOptions
+from common.experiments import script
+from common.experiments.options import arguments, ground_truth_arguments
+from common.experiments.options.records import RunRequest, SelectionOptions
 from common.experiments.run import Run
 from common.foundations.distributed import Ranks, connected
 
@@ -36,7 +37,7 @@ def main() -> None:
 
 def retrain(options: SelectionOptions, ranks: Ranks) -> None:
     """Make the ground truth with all ranks; the first one does the rest alone."""
-    from common.experiments import lds_steps
+    from common.experiments.lds import steps as lds_steps
 
     lds_steps.make_ground_truth(options, ranks)
 
@@ -44,9 +45,13 @@ def retrain(options: SelectionOptions, ranks: Ranks) -> None:
 def experiment(options: SelectionOptions, run: Run) -> None:
     """Measure, predict, choose, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import lds_advice, lds_figure, lds_steps, lds_sweep, ridge_path
-    from common.experiments.preparation import prepare
-    from common.experiments.selection import select
+    from common.experiments.lds import advice as lds_advice
+    from common.experiments.lds import figure as lds_figure
+    from common.experiments.lds import ridge_path
+    from common.experiments.lds import steps as lds_steps
+    from common.experiments.lds import sweep as lds_sweep
+    from common.experiments.lds.selection import select
+    from common.experiments.preparing.preparation import prepare
 
     # model, gradients, eigenvalues, and what attribution has to predict
     shared = options.shared

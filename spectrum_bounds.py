@@ -7,8 +7,10 @@ results/spectrum_bounds/.
 
 from __future__ import annotations
 
-from common.experiments import arguments, option_values, pair_arguments, script
-from common.experiments.options import BoundsOptions, RunRequest
+from common.experiments import script
+from common.experiments.options import arguments, pair_arguments
+from common.experiments.options import values as option_values
+from common.experiments.options.records import BoundsOptions, RunRequest
 from common.experiments.run import Run
 
 
@@ -38,9 +40,10 @@ def main() -> None:
 def experiment(options: BoundsOptions, run: Run) -> None:
     """Measure, predict, and write the results."""
     # these take seconds to import: not before the options are known to be right
-    from common.experiments import error_steps, error_sweep
-    from common.experiments.error_study import make_study
-    from common.experiments.preparation import prepare
+    from common.experiments.bounds import steps as error_steps
+    from common.experiments.bounds import sweep as error_sweep
+    from common.experiments.bounds.study import make_study
+    from common.experiments.preparing.preparation import prepare
 
     # model, gradients, eigenvalues
     shared = options.shared

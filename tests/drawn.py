@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 FIGURES = (
-    "spectrum_figure.draw_spectrum_bounds",
-    "cross_figure.draw_cross_errors",
-    "lds_figure.draw_hyperparam_selection",
-    "faithfulness_figure.draw_faithfulness",
-    "curvature_figure.draw_factorized_influence",
+    "bounds.figure.draw_spectrum_bounds",
+    "bounds.cross_figure.draw_cross_errors",
+    "lds.figure.draw_hyperparam_selection",
+    "faithfulness.figure.draw_faithfulness",
+    "curvature.figure.draw_factorized_influence",
     "audit.figure.draw_audit",
     "costing.figure.draw_cost",
 )

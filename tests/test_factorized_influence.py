@@ -13,7 +13,9 @@ import torch
 import factorized_influence
 import hyperparam_selection
 from common.curvature import fisher, sketches
-from common.experiments import curvature_sweep, option_checks, script
+from common.experiments import script
+from common.experiments.curvature import sweep as curvature_sweep
+from common.experiments.options import checks as option_checks
 from tests.layer_cases import SAME_EVEN_KERNEL
 from tests.pretended_device import pretended_device
 from tests.tiny import write_tiny

@@ -380,7 +380,8 @@ LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 import spectrum_bounds
-from common.experiments import error_steps, spectrum_figure
+from common.experiments.bounds import steps as error_steps
+from common.experiments.bounds import figure as spectrum_figure
 from common.experiments.script import run_script
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))

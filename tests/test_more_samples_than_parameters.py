@@ -10,7 +10,8 @@ import pytest
 
 import hyperparam_selection
 import spectrum_bounds
-from common.experiments import fisher_views, script
+from common.experiments import script
+from common.experiments.preparing import fisher_views
 from common.gradients.kept_rows import RecomputedGradients, StoredGradients
 from common.sketches.basis import basis_of_samples
 from tests.tiny import write_tiny

@@ -14,7 +14,8 @@ import torch
 import faithfulness_utility
 import hyperparam_selection
 import spectrum_bounds
-from common.experiments import option_checks, script
+from common.experiments import script
+from common.experiments.options import checks as option_checks
 from common.experiments.projecting.filling import fill, make_writers
 from common.experiments.projecting.subject import prepare
 from common.foundations.distributed import ALONE

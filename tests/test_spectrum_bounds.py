@@ -20,7 +20,7 @@ import torch
 
 import spectrum_bounds
 from common.experiments import script
-from common.experiments.queries import QUERY_STREAM
+from common.experiments.preparing.queries import QUERY_STREAM
 from common.foundations.seeds import make_generator
 from common.workloads import pairs
 from common.workloads.records import Dataset, Examples

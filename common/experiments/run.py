@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.experiments.options import Option, RunRequest, WorkloadChoice
+from common.experiments.options.records import Option, RunRequest, WorkloadChoice
 from common.foundations.errors import UserError
 from common.foundations.storage import (
     first_difference,

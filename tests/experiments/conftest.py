@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from common.experiments import arguments, option_checks
-from common.experiments.preparation import prepare
+from common.experiments.options import arguments
+from common.experiments.options import checks as option_checks
+from common.experiments.preparing.preparation import prepare
 from common.experiments.run import Run
 
 TOY = ["--model", "lr", "--num_train", "40", "--max_m", "16", "--num_test_grads", "9", "--device", "cpu"]

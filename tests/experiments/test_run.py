@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from common.experiments import arguments, option_checks, option_values
 from common.experiments import run as run_module
-from common.experiments.options import Option
+from common.experiments.options import arguments
+from common.experiments.options import checks as option_checks
+from common.experiments.options import values as option_values
+from common.experiments.options.records import Option
 from common.experiments.run import Run, git_commit, variant
 from common.experiments.units import UnitLog
 from common.foundations.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hyperparam_selection
-from common.experiments import lds_sweep
+from common.experiments.lds import sweep as lds_sweep
 from common.experiments.script import run_script
 from common.foundations.errors import UserError
 from common.workloads import models

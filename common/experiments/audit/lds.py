@@ -12,8 +12,8 @@ from torch import Tensor
 
 from common.experiments.audit.reading import Audited
 from common.experiments.audit.truth import AuditTruth
+from common.experiments.lds.selection import LdsGrid, Selection, select
 from common.experiments.metrics import lds_per_query
-from common.experiments.selection import LdsGrid, Selection, select
 from common.foundations.errors import UserError
 from common.foundations.seeds import make_generator
 from common.stores.moments import fold, fold_rows

@@ -6,8 +6,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.experiments import arguments, option_values
-from common.experiments.options import DEFAULT_TIMEOUT, Option, RunRequest
+from common.experiments.options import arguments
+from common.experiments.options import values as option_values
+from common.experiments.options.records import DEFAULT_TIMEOUT, Option, RunRequest
 from common.foundations.errors import UserError
 from common.foundations.projections import PROJECTIONS
 

@@ -11,8 +11,8 @@ from common.experiments.audit.options import AuditOptions
 from common.experiments.audit.reading import Audited
 from common.experiments.audit.score_files import write_scores
 from common.experiments.audit.truth import AuditTruth, read_truth
+from common.experiments.lds.selection import recommendation
 from common.experiments.run import Run
-from common.experiments.selection import recommendation
 from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError
 from common.foundations.tensor_files import fingerprint

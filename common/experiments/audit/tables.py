@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from common.experiments.audit.reading import Audited
+from common.experiments.bounds.sweep import predict, recommend
 from common.experiments.cells import Cells, known_alone
-from common.experiments.error_sweep import predict, recommend
 from common.stores.moments import fold
 from common.theory.cross_influence import predict_cross_error
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis

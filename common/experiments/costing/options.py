@@ -6,9 +6,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.experiments import arguments, option_checks, option_values
 from common.experiments.costing.runs import ERRORS, FinishedRun, read_runs
-from common.experiments.options import Option, RunRequest, WorkloadChoice
+from common.experiments.options import arguments
+from common.experiments.options import checks as option_checks
+from common.experiments.options import values as option_values
+from common.experiments.options.records import Option, RunRequest, WorkloadChoice
 from common.foundations.errors import UserError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.experiments.options import WorkloadChoice
+from common.experiments.options.records import WorkloadChoice
 from common.foundations.errors import UserError
 
 ERRORS, USEFULNESS = "spectrum_bounds", "hyperparam_selection"

@@ -6,8 +6,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.experiments import arguments, option_checks, option_values
-from common.experiments.options import WorkloadChoice
+from common.experiments.options import arguments
+from common.experiments.options import checks as option_checks
+from common.experiments.options import values as option_values
+from common.experiments.options.records import WorkloadChoice
 from common.foundations.errors import UserError
 from common.foundations.projections import PROJECTIONS
 

@@ -10,9 +10,9 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
-from common.experiments.device import choose_device
-from common.experiments.dimensions import dimension_of_ranks, require_number_a_block
-from common.experiments.preparation import load_model, print_model
+from common.experiments.preparing.device import choose_device
+from common.experiments.preparing.dimensions import dimension_of_ranks, require_number_a_block
+from common.experiments.preparing.preparation import load_model, print_model
 from common.experiments.projecting.options import ProjectOptions
 from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError

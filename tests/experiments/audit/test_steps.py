@@ -11,7 +11,7 @@ import torch
 from common.experiments.audit import lds, steps, tables
 from common.experiments.audit.score_files import NAMES
 from common.experiments.audit.truth import AuditTruth
-from common.experiments.options import RunRequest
+from common.experiments.options.records import RunRequest
 from common.experiments.run import Run
 from common.foundations.distributed import ALONE
 from common.foundations.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.experiments.options import WorkloadChoice
+from common.experiments.options.records import WorkloadChoice
 from common.experiments.projecting.options import ProjectOptions
 from tests.tiny import write_tiny
 
