@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def open_stores(options: AuditOptions) -> tuple[Store, Store | None]:
         if difference:
             names = f"{options.train} and {options.queries}"
             raise UserError(f"{names} are not of one model and one projection: {difference}")
+    _check_modules(store, queries)
     return store, queries
 
 
@@ -223,6 +225,19 @@ def read_array(path: Path) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} holds a {type(tensor).__name__}; it must hold one tensor")
     return tensor
+
+
+def _check_modules(store: Store, queries: Store) -> None:
+    """Raise UserError where both stores have modules, and other ones in the same columns."""
+    if not (len(store.modules) > 1 and len(queries.modules) > 1):
+        return  # the name of a single matrix says nothing of its columns
+    for own, other in itertools.zip_longest(store.modules, queries.modules):
+        if own != other:
+            spans = (f"{m.name} in columns {m.start}:{m.stop}" if m else "nothing" for m in (own, other))
+            raise UserError(
+                f"{store.path} and {queries.path} have different modules, {' and '.join(spans)}: their columns must be "
+                "those of the same modules in the same order"
+            )
 
 
 def _read_norms(path: Path, num_rows: int) -> Tensor:

@@ -59,6 +59,26 @@ def test_queries_with_other_columns_are_refused(tmp_path):
         reading.open_stores(cases.options(chosen.train, queries))
 
 
+def test_queries_whose_modules_lie_in_other_columns_are_refused(tmp_path):
+    """A dict keeps the order in which it was filled: the same columns in another order have scores all the same."""
+    parts = {name: matrix(11, 3, seed) for seed, name in enumerate(("first", "second", "third"))}
+    for name, order in (
+        ("train", "first second third"),
+        ("same", "first second third"),
+        ("other", "first third second"),
+    ):
+        torch.save({part: parts[part] for part in order.split()}, tmp_path / f"{name}.pt")
+    train, same, other = (tmp_path / f"{name}.pt" for name in ("train", "same", "other"))
+    reading.open_stores(cases.options(train, same))
+    with pytest.raises(
+        UserError, match="second in columns 3:6 and third in columns 3:6: their columns must be those of"
+    ):
+        reading.open_stores(cases.options(train, other))
+    # by name the right columns are found, whatever stands beside them
+    store, queries = reading.open_stores(cases.options(train, other, module="third"))
+    assert torch.equal(everything(store), everything(queries))
+
+
 def test_queries_that_are_all_zero_are_refused(tmp_path):
     chosen = cases.write_stores(tmp_path)
     queries = save_npy(tmp_path / "zero.npy", torch.zeros(3, cases.M))
