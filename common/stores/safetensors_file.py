@@ -7,6 +7,7 @@ A length of 8 bytes, that much JSON with dtype, shape and place of every tensor,
 from __future__ import annotations
 
 import json
+from operator import index
 from pathlib import Path
 
 from common.foundations.errors import UserError
@@ -31,7 +32,7 @@ def open_store(path: Path, role: str) -> Store:
                 raise ValueError("no header")
             header = json.loads(stream.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            places = {name: (e["dtype"], tuple(e["shape"]), e["data_offsets"][0]) for name, e in entries.items()}
+            places = {name: _place(entry) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{path} is no readable .safetensors file, or is truncated") from error
     matrices = []
@@ -40,3 +41,11 @@ def open_store(path: Path, role: str) -> Store:
             region = Region(path, 8 + length + place, *shape, as_dtype(DTYPES.get(dtype, dtype), path))
             matrices.append(Matrix(name, region))
     return store_of_matrices(path, "safetensors", matrices, {name: shape for name, (_, shape, _) in places.items()})
+
+
+def _place(entry: dict) -> tuple[str, tuple[int, ...], int]:
+    """Return dtype, shape and offset of a tensor; ValueError or TypeError where they are none."""
+    shape, offset = tuple(map(index, entry["shape"])), index(entry["data_offsets"][0])
+    if min(0, offset, *shape) < 0:
+        raise ValueError("negative sizes")
+    return str(entry["dtype"]), shape, offset

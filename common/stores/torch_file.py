@@ -29,6 +29,8 @@ def open_store(path: Path, role: str) -> Store:
             continue
         if not tensor.is_contiguous():
             raise UserError(f"{path}: {name} is not stored row by row; save it again after .contiguous()")
+        if tensor.is_neg():
+            raise UserError(f"{path}: {name} is stored with the other sign; save it again after .resolve_neg()")
         dtype = as_dtype(dtype_name(tensor.dtype), path)
         start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if start is None:

@@ -64,6 +64,19 @@ def test_truncated_files_are_refused(tmp_path):
             open_store(path, None, "train")
 
 
+@pytest.mark.parametrize("change", [{"shape": [11, 6.0]}, {"shape": [-11, -6]}, {"data_offsets": [-4, 260]}])
+def test_sizes_that_are_none_are_refused(tmp_path, change):
+    path = write(tmp_path / "g.safetensors", {"a": matrix()})
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["a"] |= change
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    with pytest.raises(UserError, match="no readable .safetensors file"):
+        open_store(path, None, "train")
+
+
 def test_the_library_itself_writes_what_is_read(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     rows = matrix(dtype=torch.bfloat16)

@@ -42,6 +42,7 @@ class Evil:
         (torch.ones(3), r"two-dimensional.*tensor \(3,\)"),
         ([torch.ones(3, 3)], "holds a list"),
         (torch.ones(4, 3).T, "not stored row by row"),
+        (torch._neg_view(torch.ones(3, 3)), "stored with the other sign"),
         (torch.ones(3, 3, dtype=torch.int64), "int64"),
         (Evil(), "no readable file"),
     ],
