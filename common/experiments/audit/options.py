@@ -112,6 +112,7 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
         raise UserError("--ground_truth has losses of queries; name their store with --queries")
     values = {name: value for name, value in vars(args).items() if name != "output_dir"}
     options = AuditOptions(**values | {"ground_truth": tuple(args.ground_truth)})
+    options.ridges(1.0)  # exponents that contradict each other are refused before a store is read
     given = tuple(Option(name, _plain(value), _plain(parser.get_default(name))) for name, value in vars(args).items())
     return options, RunRequest("audit_projections", args.train, args.proj_type, args.output_dir, given)
 

@@ -43,7 +43,7 @@ def read_truth(paths: tuple[Path, ...], num_rows: int, num_queries: int) -> Audi
         raise UserError(
             f"{losses_path} has shape {tuple(losses.shape)}; {num_queries} queries need (subsets, {num_queries})"
         )
-    if subsets.ndim != 2 or len(subsets) != len(losses):
+    if subsets.ndim != 2 or len(subsets) != len(losses) or not subsets.shape[1]:
         wanted = f"({len(losses)}, rows of each) or ({len(losses)}, {num_rows})"
         raise UserError(f"{subsets_path} has shape {tuple(subsets.shape)}; {len(losses)} losses a query need {wanted}")
     if len(losses) < FEWEST_SUBSETS:

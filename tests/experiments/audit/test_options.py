@@ -23,9 +23,8 @@ def test_the_grid_is_relative_to_the_mean_eigenvalue_unless_exponents_are_given(
     assert options.ridges(2.0) == pytest.approx([2 * 10.0**e for e in range(-5, 4)])
     options, _ = parsed(monkeypatch, "--train", "g.npy", "--lambda_exp_min", "-3", "--lambda_exp_max", "-1")
     assert options.ridges(2.0) == [1e-3, 1e-2, 1e-1]
-    options, _ = parsed(monkeypatch, "--train", "g.npy", "--lambda_exp_min", "3")
     with pytest.raises(UserError, match="--lambda_exp_min 3 exceeds --lambda_exp_max 2"):
-        options.ridges(2.0)
+        parsed(monkeypatch, "--train", "g.npy", "--lambda_exp_min", "3")
 
 
 def test_the_folder_is_named_after_the_store_and_what_changes_the_numbers(monkeypatch):
@@ -60,6 +59,7 @@ def test_bad_values_are_one_line_and_status_2(monkeypatch, capsys, words, messag
         (["--ground_truth", "a", "b", "c"], "a folder or two files, got 3"),
         (["--ground_truth", "a", "--rows", "1:5"], "drop --rows"),
         (["--ground_truth", "a"], "name their store with --queries"),
+        (["--lambda_exp_max", "-9"], "--lambda_exp_min -8 exceeds --lambda_exp_max -9"),
     ],
 )
 def test_contradictions_are_refused(monkeypatch, words, message):

@@ -38,6 +38,7 @@ def test_folders_of_dattri_and_kronfluence_are_known(tmp_path, names):
         (INDICES + 2, LOSSES, "row numbers from 0 to 3; found 2 to 5"),
         (MASKS[:, :3].bool(), LOSSES, "masks of 3 rows, and the store has 4"),
         (MASKS / 2, LOSSES, "masks of 4 rows"),
+        (INDICES[:, :0], LOSSES, r"subsets\.pt has shape \(3, 0\)"),
         (INDICES[:2], LOSSES[:2], "at least 3"),
         ([1, 2], LOSSES, "holds a list"),
     ],
