@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.foundations.tensor_files import dense_parts
+from common.gradients.aborted_runs import restored_if_aborted
 from common.gradients.hidden_uses import hidden_uses
 from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source, trainable_parameters
 from common.gradients.layer_products import joined, merge, write_products
@@ -224,7 +225,7 @@ class LayerCapture:
                 outputs = run_model(self._model, map_tensors(lambda x: x[None], inputs))
                 return self._loss(outputs, target[None]).sum()
 
-        with torch.enable_grad(), _without_vmap_warnings():
+        with torch.enable_grad(), _without_vmap_warnings(), restored_if_aborted(self._model):
             losses = torch.func.vmap(sample_loss)(batch.inputs, batch.targets, copies)
         return recorders[0], losses
 
@@ -232,7 +233,7 @@ class LayerCapture:
         """Return the recorded calls of the parameters named, and the loss of a single sample, without vmap."""
         followed = {name: p for name, p in self._parameters.items() if self._routes.step(name) == LAYERS}
         recorder = CallRecorder(followed, {}, names, SingleSample())
-        with torch.enable_grad(), recorder:
+        with torch.enable_grad(), restored_if_aborted(self._model), recorder:
             loss = self._loss(run_model(self._model, one.inputs), one.targets).sum()
         return recorder, loss
 
