@@ -245,6 +245,8 @@ class LayerCapture:
     ) -> Iterator[tuple[str, Capture]]:
         """Yield the gradients of parameters from those of the tensors that are computed from them."""
         for source, edge, parts in computed:
+            if not source.tensor.numel():  # nothing to reshape, and no gradient
+                continue
             rows, cols = matrix_shape(source.tensor)
             products = torch.empty(count, rows * cols, dtype=source.tensor.dtype, device=source.tensor.device)
             write_products(parts, slice(0, rows), cols, products)

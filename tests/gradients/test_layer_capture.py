@@ -9,7 +9,7 @@ from common.gradients.layer_products import write_products
 from common.gradients.layer_shares import Linear, Lookup, matrix_shape
 from common.workloads.records import Examples
 from tests.layer_cases import make_case
-from tests.layer_kinds import BY_VMAP, LAYER_BY_LAYER, LOOKUPS, loss, make_kind
+from tests.layer_kinds import BY_VMAP, LAYER_BY_LAYER, LOOKUPS, Weights, loss, make_kind
 from tests.reference_gradients import one_by_one_gradients
 
 
@@ -37,6 +37,16 @@ def test_every_kind_of_layer_gives_the_gradients_of_one_by_one_backward_passes(n
     assert not_followed == ({}, {})
     assert (expected.norm(dim=1) > 0).all()
     assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-10
+
+
+def test_a_tensor_without_entries_that_is_computed_from_a_parameter_costs_no_other_its_route():
+    torch.manual_seed(0)
+    model = Weights(lambda x, w: torch.cat([x, w.repeat(len(x), 0)], dim=1) * w, (1, 5)).double().eval()
+    examples = Examples(torch.randn(6, 5, dtype=torch.float64), torch.randint(0, 3, (6,)))
+    expected = one_by_one_gradients(model, loss, examples.inputs, examples.targets)
+    for routes in (Routes(), Routes(singly="samples alone")):
+        captures = LayerCapture(model, loss, routes, is_strict=True)(examples)
+        assert torch.allclose(rows_of(model, captures, len(examples)), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", BY_VMAP)
