@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,8 @@ SEARCH_BATCH = 64
 """Samples in a batch where all are searched for one that uses a parameter."""
 BATCH = 2
 """Samples that run through the model: the smallest batch in which one could see another."""
+MOST_NAMES = 10
+"""Parameters, or modules of which all are meant, that a message names."""
 
 
 def check_workload(returned: object, path: Path) -> Workload:
@@ -241,16 +243,29 @@ def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
             missing = [name for name, is_reached in zip(missing, reached, strict=True) if not is_reached]
         if not missing:
             return
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    names = by_module(missing, parameters)
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     why = "unused, or detached on the way (.detach(), .item(), argmax, torch.no_grad()); use them"
     few = workload.train.subset(slice(BATCH))
     used = used_without_gradients(lambda: _outputs_and_losses(workload, model, few, path))
     if used and (len(missing) == len(parameters) or {id(parameters[name]) for name in missing} & set(map(id, used))):
         why = "gradients are disabled on the way (torch.no_grad(), torch.set_grad_enabled(False)); enable them"
     raise UserError(
-        f"no gradient of the loss reaches {', '.join(missing[:5])}{more}: {why}, or freeze them with "
+        f"no gradient of the loss reaches {', '.join(names[:MOST_NAMES])}{more}: {why}, or freeze them with "
         "requires_grad_(False)"
     )
+
+
+def by_module(names: Collection[str], everyone: Collection[str]) -> list[str]:
+    """Return names of parameters, with `module.*` in the place of all those of a largest module that they fill."""
+    others = set(everyone) - set(names)
+    found = []
+    for name in names:
+        modules = (name[: i + 1] for i, letter in enumerate(name) if letter == ".")
+        filled = next((module for module in modules if not any(other.startswith(module) for other in others)), None)
+        several = filled and sum(other.startswith(filled) for other in names) > 1
+        found.append(f"{filled}*" if several else name)
+    return list(dict.fromkeys(found))
 
 
 def _same(losses: Tensor, others: Tensor) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.workloads.checks import by_module
 from common.workloads.user_file import load_user_workload
 from tests.workload_file import FORWARD, RECIPE, message, more, with_truth, write
 
@@ -164,15 +165,15 @@ MESSAGES = {
     "samples mix in the loss": "in eval mode samples must not mix; where a loss compares samples, make each pair or",
     "batch statistics": "the model's forward pass on a batch of 1 fails",
     "squeezed batch": "loss returns shape () for a batch of 1",
-    "unused": "no gradient of the loss reaches spare.weight, spare.bias: unused, or detached",
+    "unused": "no gradient of the loss reaches spare.*: unused, or detached",
     "backward": "the backward pass of a batch of 33 fails: RuntimeError: one of the variables needed for gradient",
     "training backward": "the backward pass in training mode on a batch of 2 fails: RuntimeError: one of the variables",
-    "detached": "no gradient of the loss reaches hidden.weight, hidden.bias: unused, or detached",
-    "all detached": "no gradient of the loss reaches hidden.weight, hidden.bias, out.weight, out.bias: unused",
-    "disabled in the model": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the",
-    "disabled in a layer": "no gradient of the loss reaches hidden.weight, hidden.bias: gradients are disabled on the",
-    "disabled in the loss": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the",
-    "disabled for good": "reaches hidden.weight, hidden.bias, out.weight, out.bias: gradients are disabled on the way",
+    "detached": "no gradient of the loss reaches hidden.*: unused, or detached",
+    "all detached": "no gradient of the loss reaches hidden.*, out.*: unused",
+    "disabled in the model": "reaches hidden.*, out.*: gradients are disabled on the",
+    "disabled in a layer": "no gradient of the loss reaches hidden.*: gradients are disabled on the",
+    "disabled in the loss": "reaches hidden.*, out.*: gradients are disabled on the",
+    "disabled for good": "reaches hidden.*, out.*: gradients are disabled on the way",
     "result kept": "the gradient of hidden.bias is another once the model has run without gradients",
     "training loss": "training_loss must be a scalar, a tensor of shape (); got shape (2,)",
     "training loss number": "training_loss must be a scalar, a tensor of shape (); got float",
@@ -212,3 +213,11 @@ def test_a_loss_that_knows_the_model_itself_is_no_sign_of_kept_results(tmp_path)
     decay = ('reduction="none")', 'reduction="none") + NET.hidden.weight.square().sum()')
     path = write(tmp_path, net, decay, ("make_model=Net", "make_model=lambda: NET"), (RECIPE, "None"))
     assert load_user_workload(path).name == "mine"
+
+
+def test_parameters_of_modules_that_are_meant_as_a_whole_are_named_together():
+    everyone = ["mask", "mask_token", "body.0.weight", "body.0.bias", "body.1.weight", "head.fc.weight", "head.fc.bias"]
+    assert by_module(["mask", "body.0.weight"], everyone) == ["mask", "body.0.weight"]
+    assert by_module(["mask", "body.0.weight", "body.0.bias"], everyone) == ["mask", "body.0.*"]
+    assert by_module(["body.1.weight", *everyone[5:]], everyone) == ["body.1.weight", "head.*"]
+    assert by_module(everyone, everyone) == ["mask", "mask_token", "body.*", "head.*"]
