@@ -139,6 +139,7 @@ def test_an_audit_of_some_rows_is_named_after_them(stores, tmp_path):
     ("words", "message"),
     [
         (["--train", "nothing.npy"], "--train nothing.npy: there is no such file or folder"),
+        (["--train", "{stores}/train.npy", "--write_scores", "README.md"], "cannot write in README.md: File exists"),
         (["--train", "README.md"], "unknown format; looked for a .npy"),
         (["--train", "{stores}/train.npy", "--ridge", "1e-9"], "--ridge 1e-09 is below"),
         (

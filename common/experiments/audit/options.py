@@ -11,6 +11,7 @@ from common.experiments.options import values as option_values
 from common.experiments.options.records import DEFAULT_TIMEOUT, Option, RunRequest
 from common.foundations.errors import UserError
 from common.foundations.projections import PROJECTIONS
+from common.foundations.storage import make_folder
 
 FORMAT_NAMES = ("sketchlab", "npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
 # λ over the mean eigenvalue of S, where no exponents are given
@@ -118,10 +119,12 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
 
 
 def check_paths(options: AuditOptions) -> None:
-    """Raise UserError where a store does not exist: sooner than what reads it can be imported."""
+    """Raise UserError where a store does not exist, or no folder of scores can: sooner than what reads is imported."""
     for name, path in (("train", options.train), ("queries", options.queries)):
         if path is not None and not path.exists():
             raise UserError(f"--{name} {path}: there is no such file or folder")
+    if options.write_scores is not None:
+        make_folder(options.write_scores)
 
 
 def _rows(text: str) -> slice:
