@@ -8,7 +8,7 @@ python audit_projections.py --train stores/perceptron/normal_1024.npy \
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -53,4 +53,6 @@ def actual_rows(sketch: Tensor, gradients: Gradients) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write stores of the built-in perceptron, subsets and losses.")
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder)

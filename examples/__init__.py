@@ -1,0 +1,1 @@
+"""Workloads of your own, to begin from, and stores of the built-in perceptron to audit."""
