@@ -200,10 +200,15 @@ class _RowCensus:
         )
 
     def _refuse(self, row: int, stored: Tensor) -> None:
-        column = int((~stored.isfinite()).nonzero()[0]) if not stored.isfinite().all() else 0
+        where = self._store.locate(row)
+        if stored.isfinite().all():
+            raise UserError(
+                f"{where} holds {stored.abs().max().item():g}, whose square leaves float64; multiply training rows and "
+                "queries by one number (λ goes with its square)"
+            )
+        column = int((~stored.isfinite()).nonzero()[0])
         limit = ""
         if self._store.dtype == torch.float16:
             limit = " (float16 ends at 65504: store in float32, or unit rows with their norms)"
         value, name = stored[column].item(), dtype_name(self._store.dtype)
-        where = self._store.locate(row)
         raise UserError(f"{where} holds {value} in column {column}: gradients must be finite {name} numbers{limit}")

@@ -83,6 +83,13 @@ def test_a_number_that_is_not_finite_is_named_with_row_column_and_file(tmp_path,
         collect(open_rows(tmp_path, rows))
 
 
+def test_a_number_whose_square_is_not_finite_is_named_as_what_it_is(tmp_path):
+    rows = matrix(num_rows=23, dtype=torch.float64)
+    rows[13, 2] = -1e170
+    with pytest.raises(UserError, match=r"row 13 of .*g\.npy holds 1e\+170, whose square leaves float64"):
+        collect(open_rows(tmp_path, rows))
+
+
 def test_a_store_of_zeros_is_refused(tmp_path):
     with pytest.raises(UserError, match="every row is zero"):
         collect(open_rows(tmp_path, torch.zeros(5, 6)))
