@@ -34,7 +34,7 @@ test-cuda: $(STAMP)  ## what needs a GPU: both command lines on it, against the 
 lint: $(STAMP)  ## style, the direction of imports between rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy common bench spectrum_bounds.py hyperparam_selection.py faithfulness_utility.py \
 		factorized_influence.py audit_projections.py project_gradients.py projection_cost.py
 	$(BIN)/mypy -c "$$(cat bench.py)"  # as text, because the package bench has the same name
