@@ -25,12 +25,12 @@ def constant_by_chance(spectrum: SketchedSpectrum, basis: Tensor, ridges: Tensor
 
     Args:
         spectrum: F as S shows it.
-        basis: (M, M) eigenvectors of S in the order of its eigenvalues.
+        basis: (M, M') eigenvectors as `eigenbasis` returns them; columns that are zero do not count.
         ridges: μ.
     """
     t = spectrum.eigenvalues[:, None]
     share = t / (t + spectrum.solve_of_ridge(ridges))
-    weights = basis.mean(0).square() * len(basis)
+    weights = basis.sum(0).square() / basis.shape[1]
     over = share - weights @ share
     # θ as a part of the largest that it may be: 0 gives the bound 1
     theta = torch.arange(_STEPS, dtype=torch.float64)[:, None, None] / _STEPS / over.max(0).values.clamp(min=1e-300)

@@ -29,11 +29,11 @@ def unevenness(spectrum: SketchedSpectrum, basis: Tensor, ridges: Tensor) -> Ten
 
     Args:
         spectrum: F as S shows it.
-        basis: (M, M) eigenvectors of S in the order of its eigenvalues, of columns that are not zero.
+        basis: (M, M') eigenvectors as `eigenbasis` returns them; columns that are zero do not count.
         ridges: μ.
     """
     w = 1 / (spectrum.eigenvalues[:, None] + spectrum.solve_of_ridge(ridges))
-    own = basis.square() @ w
+    own = (basis.square() @ w)[basis.any(dim=1)]
     chance = 2 / (len(own) + 2) * w.var(0, correction=0)
     found = own.var(0, correction=0)
     excess = torch.where(found > MOST_BY_CHANCE * chance, found - chance, 0)

@@ -53,3 +53,14 @@ def test_the_bound_is_one_of_the_share_of_rotations_that_have_as_much():
     basis = torch.eye(40, dtype=torch.float64) - 2 * torch.outer(reflected, reflected) / reflected.square().sum()
     bound = constant_by_chance(spectrum, basis, spectrum.ridge_of_solve(torch.tensor([solve])).double()).item()
     assert 0.01 < bound < 0.2
+
+
+def test_columns_that_are_zero_do_not_count():
+    sketch = reference.sketch_matrix("normal", 32, 300, torch.Generator().manual_seed(3))
+    holed = torch.cat([sketch[:5], torch.zeros(7, 300), sketch[5:]])
+    (t, own), (_, among) = (eigenbasis((rows * SPECTRA["power"]) @ rows.T) for rows in (sketch, holed))
+    assert among.shape == (39, 32)
+    spectrum = SketchedSpectrum(t)
+    ridges = spectrum.ridge_of_solve(torch.tensor([1e-2, 1.0], dtype=torch.float64) * t.mean())
+    expected, found = (constant_by_chance(spectrum, basis, ridges) for basis in (own, among))
+    torch.testing.assert_close(found, expected)

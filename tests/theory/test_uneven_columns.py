@@ -58,3 +58,15 @@ def test_a_ridge_that_is_not_resolved_has_no_unevenness():
     t, basis = eigenbasis(sketch @ sketch.T)
     spectrum = SketchedSpectrum(t)
     assert unevenness(spectrum, basis, torch.tensor([spectrum.smallest_ridge / 2])).isnan().all()
+
+
+def test_columns_that_are_zero_do_not_count():
+    sketch = reference.sketch_matrix("sjlt", M, 4 * M, torch.Generator().manual_seed(1))
+    sketch = sketch[sketch.any(1)]
+    holed = torch.cat([sketch[:5], torch.zeros(7, 4 * M), sketch[5:]])
+    alone, among = (eigenbasis(rows @ rows.T) for rows in (sketch, holed))
+    assert among[1].shape == (len(sketch) + 7, len(sketch))
+    ridges = SketchedSpectrum(alone[0]).ridge_of_solve(torch.tensor([0.5, 5.0], dtype=torch.float64))
+    expected, found_among = (unevenness(SketchedSpectrum(t), basis, ridges) for t, basis in (alone, among))
+    assert (expected > 0).all()
+    torch.testing.assert_close(found_among, expected)

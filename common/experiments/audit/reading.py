@@ -65,15 +65,11 @@ class Audited:
 
     def unevenness(self, ridges: Tensor) -> Tensor:
         """Return (ridges,) e, by how much more than chance columns of the store differ at λ; NaN where not resolved."""
-        return unevenness(self.spectrum, self._live_basis, ridges)
+        return unevenness(self.spectrum, self.basis, ridges)
 
     def constant_by_chance(self, ridges: Tensor) -> Tensor:
         """Return (ridges,) bounds of the probability that chance alone lets columns have so much in common at λ."""
-        return constant_by_chance(self.spectrum, self._live_basis, ridges)
-
-    @property
-    def _live_basis(self) -> Tensor:
-        return self.basis[self.moments.second.diagonal() != 0]
+        return constant_by_chance(self.spectrum, self.basis, ridges)
 
     def has_error_bars(self, ridges: Tensor) -> Tensor:
         """Return (ridges,) bool: whether standard errors hold at λ."""
