@@ -77,11 +77,6 @@ class SamplesDisagreeError(Exception):
         return [torch.nonzero(which == group).flatten() for group in range(int(which.max()) + 1)]
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters with entries that are differentiated, by name, in the order of the flat gradient."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel()}
-
-
 class CallRecorder(TorchFunctionMode):
     """Lists the calls that use trainable parameters, and the parameters used in a way that is not understood.
 

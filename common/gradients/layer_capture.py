@@ -24,13 +24,13 @@ from torch.utils._pytree import tree_leaves
 from common.foundations.tensor_files import dense_parts
 from common.gradients.aborted_runs import restored_if_aborted
 from common.gradients.hidden_uses import hidden_uses
-from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source, trainable_parameters
+from common.gradients.layer_calls import CallRecorder, LayerCall, SamplesDisagreeError, Source
 from common.gradients.layer_products import joined, merge, write_products
 from common.gradients.layer_shares import Capture, direct, matrix_shape, shares
 from common.gradients.one_at_a_time import sample_gradients
 from common.gradients.sample_level import SampleLevel, SingleSample
 from common.workloads.records import Examples, Loss, map_tensors
-from common.workloads.running import run_model
+from common.workloads.running import run_model, trainable_parameters
 
 LAYERS, VMAP, ONE_AT_A_TIME = "layer by layer", "by torch.func.vmap", "one sample at a time"
 """The steps of the ladder, the fastest first."""

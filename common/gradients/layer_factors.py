@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from common.foundations.progress import with_progress
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import LayerCapture, Routes
 from common.gradients.layer_shares import Capture, Convolution, Direct, Linear, Lookup, matrix_shape
 from common.workloads.records import Examples, Loss
+from common.workloads.running import trainable_parameters
 
 BATCH_BYTES = 1 << 30
 """What activations and errors of one batch take at most, unless one sample takes more."""

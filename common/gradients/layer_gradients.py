@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from common.foundations.packing import packed
 from common.foundations.progress import with_progress
 from common.gradients.gram import add_gram, mirror_lower_triangle
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import LayerCapture, Routes, row_dtype
 from common.gradients.layer_products import (
     add_product_of_grams,
@@ -33,6 +32,7 @@ from common.gradients.layer_products import (
 from common.gradients.layer_shares import Capture, Convolution, Direct, matrix_shape
 from common.workloads.precision import in_dtype, match_inputs
 from common.workloads.records import Examples, Loss
+from common.workloads.running import trainable_parameters
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from common.foundations.errors import UserError
 from common.foundations.progress import progress_bar
 from common.gradients.kept_rows import Gradients, RecomputedGradients, StoredGradients
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
 from common.gradients.layer_gradients import LayerwiseGradients, RowGradients
 from common.gradients.one_at_a_time import one_gradient
@@ -26,6 +25,7 @@ from common.gradients.row_checks import check_rows
 from common.gradients.streamed_rows import StreamedGradients
 from common.gradients.verification import Mismatch, Subject
 from common.workloads.records import Examples, Workload, concatenate
+from common.workloads.running import trainable_parameters
 
 BATCH_BYTES = 2**29
 """What the float32 gradients of one batch take at most, unless one sample takes more."""

@@ -7,10 +7,10 @@ from torch import nn
 
 from common.foundations.errors import first_line
 from common.gradients.autocast import autocast_dtypes, without_autocast
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.one_at_a_time import one_gradient
 from common.workloads.precision import in_dtype
 from common.workloads.records import Examples, Loss, map_tensors
+from common.workloads.running import trainable_parameters
 
 HALF = (torch.float16, torch.bfloat16)
 

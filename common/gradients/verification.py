@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from common.foundations.seeds import make_generator
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_products import write_products
 from common.gradients.layer_shares import Capture, matrix_shape
 from common.gradients.one_at_a_time import gradients, one_gradient
 from common.workloads.precision import in_dtype, match_inputs
 from common.workloads.records import Examples, Loss
-from common.workloads.running import run_model, without_graph
+from common.workloads.running import run_model, trainable_parameters, without_graph
 
 SEED, STREAM = 42, 1_000_007
 SPREAD = 8

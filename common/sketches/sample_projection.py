@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
 from common.gradients.layer_gradients import RowGradients
 from common.gradients.lengths import row_lengths
 from common.sketches.row_projection import RowProjection
 from common.workloads.records import Examples, Loss
+from common.workloads.running import trainable_parameters
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,16 @@ from common.workloads.field_checks import (
 )
 from common.workloads.precision import copied
 from common.workloads.records import Examples, Workload
-from common.workloads.running import MIXED, NEEDS_GRAPH, RANDOM, complete, draws_random_numbers, reaches, run_model
+from common.workloads.running import (
+    MIXED,
+    NEEDS_GRAPH,
+    RANDOM,
+    complete,
+    draws_random_numbers,
+    reaches,
+    run_model,
+    trainable_parameters,
+)
 from common.workloads.samples import PARTS, check_every_sample, name_failing_sample
 
 SEARCH_BATCH = 64
@@ -227,7 +236,7 @@ def _check_results_kept(workload: Workload, model: nn.Module, fresh: nn.Module) 
 
 def _check_gradients(workload: Workload, model: nn.Module, path: Path) -> None:
     """Raise UserError where no training sample's loss depends on some trained parameter."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel()}
+    parameters = trainable_parameters(model)
     missing = list(parameters)
     # a parameter may serve few samples, as an expert does, so all are asked until one uses it
     for rows in torch.arange(len(workload.train)).split(SEARCH_BATCH):

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from common.workloads.records import Examples, Loss
-from common.workloads.running import backward_pass, run_model
+from common.workloads.running import backward_pass, run_model, trainable_parameters
 
 
 def used_without_gradients(run: Callable[[], object]) -> list[Tensor]:
@@ -25,7 +25,7 @@ def differing_gradients(model: nn.Module, other: nn.Module, loss: Loss, few: Exa
     """Return the parameters in which the gradients of some samples' summed loss differ between two models."""
     found = []
     for each in (model, other):
-        parameters = {name: p for name, p in each.named_parameters() if p.requires_grad and p.numel()}
+        parameters = trainable_parameters(each)
         with torch.enable_grad():
             total = loss(run_model(each, few.inputs), few.targets).sum()
             gradients = (

@@ -39,6 +39,11 @@ def run_model(model: Callable[..., Any], inputs: Inputs) -> Any:
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters with entries that are differentiated, by name, in the order of the flat gradient."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.numel()}
+
+
 def without_graph(run: Callable[[], Result]) -> Result:
     """Return what a function gives under torch.no_grad(), or without it where the function itself differentiates."""
     try:

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from common.gradients.layer_capture import LayerCapture, Routes, trainable_parameters
+from common.gradients.layer_capture import LayerCapture, Routes
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples
+from common.workloads.running import trainable_parameters
 from tests.gradient_cases import CPU, FLOAT32, rows_of
 from tests.reference_gradients import one_by_one_gradients
 from tests.reference_training import tiny_workload

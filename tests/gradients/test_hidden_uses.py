@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.gradients.hidden_uses import HOOKED, UNSEEN, hidden_uses
-from common.gradients.layer_calls import CallRecorder, trainable_parameters
+from common.gradients.layer_calls import CallRecorder
 from common.gradients.layer_capture import Routes
 from common.gradients.routes import check_routes
 from common.gradients.sample_level import SingleSample
 from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples
+from common.workloads.running import trainable_parameters
 
 
 class Net(nn.Module):

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.gradients.layer_calls import CallRecorder, SamplesDisagreeError, trainable_parameters
+from common.gradients.layer_calls import CallRecorder, SamplesDisagreeError
 from common.gradients.sample_level import SampleLevel, SingleSample
+from common.workloads.running import trainable_parameters
 
 ROWS, COLS = 6, 5
 

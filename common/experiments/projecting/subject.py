@@ -17,7 +17,6 @@ from common.experiments.projecting.options import ProjectOptions
 from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError
 from common.foundations.tensor_files import fingerprint
-from common.gradients.layer_calls import trainable_parameters
 from common.gradients.layer_capture import Routes, row_dtype
 from common.gradients.layer_factors import flat_parameters
 from common.gradients.planning import plan_gradients
@@ -32,6 +31,7 @@ from common.sketches.tensorsketch import TensorSketch
 from common.stores.manifest import PARTS, StoreIdentity, rows_a_range
 from common.stores.store import Module
 from common.workloads.records import Examples
+from common.workloads.running import trainable_parameters
 
 
 @dataclass(frozen=True)
