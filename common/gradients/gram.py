@@ -17,26 +17,32 @@ def panels(n: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(0, stop)
 
 
-def add_gram(gram: Tensor, rows: Tensor) -> None:
-    """Add R Rᵀ to the lower triangle of `gram`, at half the cost of the whole product.
+def add_gram(gram: Tensor, rows: Tensor, weight: float = 1.0) -> None:
+    """Add w R Rᵀ to the lower triangle of `gram`, at half the cost of the whole product.
 
     What stands above the diagonal afterwards is not defined.
 
     Args:
         gram: (N, N) float64.
         rows: (N, b) R, any floating dtype; converted to float64 first.
+        weight: w.
     """
     exact = rows.double()
     for part, before in panels(len(gram)):
-        gram[part, before].addmm_(exact[part], exact[before].T)
+        gram[part, before].addmm_(exact[part], exact[before].T, alpha=weight)
+
+
+def add_gram_of_columns(gram: Tensor, matrix: Tensor, weight: float = 1.0, chunk: int = 4096) -> None:
+    """Add w MᵀM of (m, N) M to the lower triangle of (N, N) float64 `gram`, `chunk` rows at a time."""
+    for part in matrix.split(chunk):
+        # an SJLT with m near d leaves many of its rows empty: a fifth for d = 1.7 m
+        add_gram(gram, part[part.any(dim=1)].T, weight)
 
 
 def gram_of_columns(matrix: Tensor, chunk: int = 4096) -> Tensor:
     """Return the lower triangle of the (N, N) float64 Gram matrix of the columns of (m, N), `chunk` rows at a time."""
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64, device=matrix.device)
-    for part in matrix.split(chunk):
-        # an SJLT with m near d leaves many of its rows empty: a fifth for d = 1.7 m
-        add_gram(gram, part[part.any(dim=1)].T)
+    add_gram_of_columns(gram, matrix, chunk=chunk)
     return gram
 
 

@@ -16,11 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from common.gradients.gram import gram_of_columns
+from common.gradients.gram import add_gram_of_columns, gram_of_columns
 from common.sketches.matrices import DenseMatrix, SparseMatrix
 from common.sketches.row_projection import SparseRowProjection
 
-ROWS_IN_PLACE = 2048
+ROWS_IN_PLACE = 128  # few enough to stay in a cache
 
 
 class UnitRows(Protocol):
@@ -110,7 +110,7 @@ class DenseProjector(Projector):
         gram = gram_of_columns(projected[:done])
         for m in ms:
             while 2 * done <= m:
-                gram += gram_of_columns(projected[done : 2 * done])
+                add_gram_of_columns(gram, projected[done : 2 * done])
                 done *= 2
             yield m, (gram + gram_of_columns(projected[done:m])) / m
 
@@ -153,7 +153,7 @@ class SjltProjector(Projector):
         # With the halves A and B of every block, the sketch of half the size is A + B, and AᵀA + BᵀB, the Gram matrix,
         # is the mean of those of A + B and of A − B. So all sizes together cost as many rows as the largest has.
         blocks = projected.view(self.sparsity, -1, projected.shape[1])
-        size = 2 * max(self.sparsity, _largest_power_of_two(projected.shape[1])) // self.sparsity
+        size = max(self.sparsity, 2 * _largest_power_of_two(projected.shape[1])) // self.sparsity
         half = blocks.shape[1] // 2
         while half >= size:
             for start in range(0, half, ROWS_IN_PLACE):
@@ -163,13 +163,12 @@ class SjltProjector(Projector):
                 first += second
                 second.copy_(difference)
             half //= 2
-        gram = gram_of_columns(blocks[:, :size].flatten(0, 1))
+        gram, times = gram_of_columns(blocks[:, :size].flatten(0, 1)), 1
         for m in ms:
             while size < m // self.sparsity:
-                gram += gram_of_columns(blocks[:, size : 2 * size].flatten(0, 1))
-                gram /= 2
-                size *= 2
-            yield m, gram / self.sparsity
+                add_gram_of_columns(gram, blocks[:, size : 2 * size].flatten(0, 1), times)
+                size, times = 2 * size, 2 * times
+            yield m, gram / (times * self.sparsity)
 
 
 def make_projector(proj_type: str, seed: int, sjlt_sparsity: int = 1) -> Projector:
