@@ -22,7 +22,6 @@ from common.sketches.geometry import Geometry, ScoredVectors
 # A row of the unit Gram matrix whose remaining squared length falls below this is taken to lie in the span of the
 # rows before it: inner products of unit rows carry rounding errors of a few 1e-16, times the number of rows.
 RANK_TOLERANCE = 1e-13
-BLOCK_ROWS = 256
 
 
 class Basis(Protocol):
@@ -254,35 +253,11 @@ def coordinates(gram: Tensor) -> tuple[Tensor, Tensor]:
     return order.to(gram.device), factor.to(gram.device)
 
 
-def ordered_coordinates(gram: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return coordinates as `coordinates` does, in a basis that follows the rows in a given order, 256 at a time.
+def coordinates_as_they_stand(gram: Tensor) -> Tensor | None:
+    """Return lower triangular (N, N) rows L with LLᵀ = gram, so that no row has a part in what later rows bring.
 
-    Blocked Cholesky factorisation with pivoting inside each block of rows. As fast as one without pivoting.
-
-    Args:
-        gram: (N, N) float64, both triangles.
-        order: (N,) int64, the rows in the order wanted.
-
-    Returns:
-        (N,) order of the rows, changed within blocks alone, in which L is lower trapezoidal; (r,) where in that order
-        the block begins whose rows are the first with a part in each coordinate; (N, r) rows L with LLᵀ = gram.
+    None where rows are dependent to rounding: without pivoting, the rounding of directions that are nearly known would
+    grow without bound in the rows after them. Only the lower triangle of the (N, N) float64 `gram` is read.
     """
-    ordered, found = gram[order][:, order], 0
-    factor = torch.zeros_like(ordered)
-    places, starts = [], []
-    for start in range(0, len(gram), BLOCK_ROWS):
-        block = slice(start, min(start + BLOCK_ROWS, len(gram)))
-        left = torch.addmm(ordered[start:, block], factor[start:, :found], factor[block, :found].T, alpha=-1)
-        size = block.stop - start
-        pivots, own = coordinates(left[:size])
-        columns = slice(found, found + own.shape[1])
-        chosen = pivots[: own.shape[1]]
-        factor[block, columns] = own
-        later = torch.linalg.solve_triangular(own[chosen], left[size:, chosen].T, upper=False)
-        factor[block.stop :, columns] = later.T
-        places.append(start + pivots)
-        starts.append(torch.full_like(chosen, start))
-        found += own.shape[1]
-    rows = torch.empty_like(factor[:, :found])
-    rows[order] = factor[:, :found]
-    return order[torch.cat(places)], torch.cat(starts), rows
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    return factor if not failed and (factor.diagonal().square() > RANK_TOLERANCE).all() else None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.gradients.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle
-from common.sketches.basis import ordered_coordinates
+from common.gradients.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle, panels
+from common.sketches.basis import coordinates, coordinates_as_they_stand
 from common.sketches.cholesky import factor_with_ridge, whiten
 from common.sketches.geometry import resolved_ridge
 
@@ -41,7 +41,7 @@ class SketchedProblem:
     vectors: Tensor
     """(v, q) float64 sketched vectors, q >= b; F has no weight that matters beyond the first b coordinates."""
     leading_eigenvalues: Tensor | None = None
-    """(b,) bound, descending, on what PFPᵀ adds from each coordinate on; None: nothing is known to be small."""
+    """(b,) bound, descending, on the largest eigenvalue of what PFPᵀ adds from each coordinate on; None: not known."""
 
     def whitened(self, ridge: float) -> Tensor:
         """Return the (v, q) rows w with w·w' = B̃_λ(a, a'): one Cholesky factorisation of PFPᵀ + λI.
@@ -107,32 +107,52 @@ def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, ve
         vectors: (v, N) float64 weights, sparse or dense: the vectors to score are `vectors` times the unit rows.
     """
     if len(projected) > projected.shape[1]:
-        return problem_from_gram(gram_of_columns(projected), norms, num_train, vectors)
+        order = longest_first(norms, num_train)
+        gram = gram_of_columns(projected[:, order])
+        return problem_from_gram(gram, norms[order], num_train, vectors.index_select(1, order))
     rows = projected.T.double()
     fisher = rows.new_zeros(len(projected), len(projected))
     add_gram(fisher, (rows[:num_train] * norms[:num_train, None]).T)
     return SketchedProblem(fisher / num_train, vectors @ rows)
 
 
+def longest_first(norms: Tensor, num_train: int) -> Tensor:
+    """Return the (N,) int64 order in which `problem_from_gram` wants rows: training rows by length, then the others."""
+    order = norms[:num_train].argsort(descending=True, stable=True)
+    return torch.cat([order, torch.arange(num_train, len(norms), device=norms.device)])
+
+
 def problem_from_gram(gram: Tensor, norms: Tensor, num_train: int, vectors: Tensor) -> SketchedProblem:
     """Return the sketched problem of projected unit gradients from their inner products, for m > N.
 
-    The basis follows the training rows from the longest to the shortest, so that what F adds from some coordinate on is
-    no more than the squared lengths of the rows from there on: short gradients weigh nothing against λ, and are not
-    factored. See `problem_from_projection` for the arguments.
+    The basis follows the training rows from the longest to the shortest, so that what F adds from some coordinate on
+    is made of the rows from there on: short gradients weigh nothing against λ, and are not factored. Where the rows are
+    dependent, it is any basis of their span. See `problem_from_projection` for the other arguments.
 
     Args:
-        gram: (N, N) float64 inner products of projected unit rows; only the lower triangle is read. Overwritten.
+        gram: (N, N) float64 inner products of projected unit rows, `longest_first`; only the lower triangle is read.
         norms: (N,) float64.
         num_train: n.
         vectors: (v, N) float64.
     """
     # rows behind the training rows have no part in F
-    weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])])
-    mirror_lower_triangle(gram)
-    squares = gram.diagonal() * weights.square() / num_train
-    order, starts, rows = ordered_coordinates(gram, weights.argsort(descending=True, stable=True))
-    # rows[order] is lower trapezoidal
-    fisher = gram_of_upper_trapezoid((rows[order] * weights[order, None]).T)
-    tail = squares[order].flip(0).cumsum(0).flip(0)
-    return SketchedProblem(fisher / num_train, vectors @ rows, tail[starts])
+    weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])]) / num_train**0.5
+    rows = coordinates_as_they_stand(gram)
+    if rows is not None:
+        fisher = gram_of_upper_trapezoid((rows * weights[:, None]).T)
+        return SketchedProblem(fisher, vectors @ rows, _tail_lengths(gram, weights))
+    _, rows = coordinates(gram)
+    fisher = gram_of_columns(rows * weights[:, None])
+    return SketchedProblem(fisher, vectors @ rows)
+
+
+def _tail_lengths(gram: Tensor, weights: Tensor) -> Tensor:
+    """Return for every row the Frobenius norm of W G̃ W, W = diag(weights), from that row and column on.
+
+    It bounds the largest eigenvalue of Σ w_j² x_j x_jᵀ over the rows x_j from there on. Reads the lower triangle.
+    """
+    shares = weights.square()
+    below = torch.zeros_like(shares)
+    for part, before in panels(len(gram)):
+        below[before] += shares[part] @ gram[part, before].square().tril_(part.start - 1)
+    return (shares.square() * gram.diagonal().square() + 2 * shares * below).flip(0).cumsum(0).flip(0).sqrt()

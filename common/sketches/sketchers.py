@@ -19,7 +19,13 @@ from common.gradients.lengths import inverse_lengths
 from common.sketches.coordinate_sketch import GaussianCoordinateSketch
 from common.sketches.factored import FactoredSketch, rows_of_all
 from common.sketches.geometry import Geometry
-from common.sketches.influence import NEGLIGIBLE, SketchedProblem, problem_from_gram, problem_from_projection
+from common.sketches.influence import (
+    NEGLIGIBLE,
+    SketchedProblem,
+    longest_first,
+    problem_from_gram,
+    problem_from_projection,
+)
 from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.passes import trials_of_a_pass
 from common.sketches.projectors import Projector
@@ -56,9 +62,8 @@ class SomeRows:
 
     def unit_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, (N, b) float32 block) of the rows scaled to unit length."""
-        all_rows = len(self._rows) == len(self._gradients.norms)
         for start, block in self._gradients.unit_blocks():
-            yield start, block if all_rows else block[self._rows]
+            yield start, block[self._rows]
 
     def unit_batches(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield (places among these rows, (b, d) float32 rows scaled to unit length)."""
@@ -109,7 +114,7 @@ class ExplicitSketcher:
                 yield m, problem_from_gram(gram, *known)
 
     def _rows_that_matter(self) -> tuple[Tensor, int]:
-        """Return the rows to project, training rows first, and the number of those.
+        """Return the rows to project, training rows first and by length, and the number of those.
 
         Left out are the shortest training gradients, whose squared lengths add up to n λ/10⁸ at most, where they are
         not themselves scored: F, and every score, then changes by 1e-8 of itself at most, and that of a sketch by as
@@ -124,7 +129,8 @@ class ExplicitSketcher:
             matters[self.vectors.coalesce().indices()[1]] = True
         else:
             matters |= self.vectors.any(0)
-        return matters.nonzero().flatten(), int(matters[:n].sum())
+        rows, num_train = matters.nonzero().flatten(), int(matters[:n].sum())
+        return rows[longest_first(norms[rows], num_train)], num_train
 
 
 @dataclass(frozen=True)

@@ -110,19 +110,19 @@ def test_rounding_of_the_gradients_does_not_turn_the_directions():
 # --- a basis in the order of the rows -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [12, 40, 90])
-def test_coordinates_in_an_order_give_the_gram_matrix_and_no_row_a_part_in_what_later_blocks_bring(rank, monkeypatch):
-    monkeypatch.setattr(bases, "BLOCK_ROWS", 16)
-    rows = normal(0, 90, rank) @ normal(1, rank, 120)
+def test_coordinates_of_independent_rows_give_the_gram_matrix_and_no_row_a_part_in_what_later_rows_bring():
+    rows = normal(0, 90, 120)
     rows /= rows.norm(dim=1, keepdim=True)
-    wanted = torch.randperm(90, generator=torch.Generator().manual_seed(2))
-    order, starts, found = bases.ordered_coordinates(rows @ rows.T, wanted)
-    assert found.shape == (90, rank)
-    torch.testing.assert_close(found @ found.T, rows @ rows.T, rtol=0, atol=1e-12)
-    assert order.sort().values.tolist() == list(range(90))
-    assert found[order].triu(1).abs().max() == 0
-    for block in range(0, 90, 16):
-        assert set(order[block : block + 16].tolist()) == set(wanted[block : block + 16].tolist())
-        # coordinates that a block brings are zero in the rows before it
-        assert (found[order[:block]][:, starts >= block] == 0).all()
-    assert starts.tolist() == sorted(starts.tolist())
+    gram = rows @ rows.T
+    found = bases.coordinates_as_they_stand(gram.tril())
+    torch.testing.assert_close(found @ found.T, gram, rtol=0, atol=1e-13)
+    assert found.triu(1).abs().max() == 0
+
+
+@pytest.mark.parametrize(("rank", "repeated"), [(89, False), (12, False), (120, True)])
+def test_dependent_rows_have_no_coordinates_in_their_order(rank, repeated):
+    rows = normal(0, 90, rank) @ normal(1, rank, 200)
+    if repeated:
+        rows[80] = rows[3]
+    rows /= rows.norm(dim=1, keepdim=True)
+    assert bases.coordinates_as_they_stand(rows @ rows.T) is None
