@@ -80,7 +80,7 @@ def report(
     verdicts: list[str],
 ) -> None:
     """Print what a person needs: d_λ, sizes, the λ of the scores, how many are significant, and how far to trust it."""
-    from common.experiments.audit.scores import significant_counts
+    from common.experiments.audit.top_scores import significant_counts
     from common.experiments.audit.units import describe
     from common.experiments.printed_table import printed
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from common.experiments.audit import tables
-from common.experiments.audit.scores import make_scorer, top_scores
+from common.experiments.audit.scores import make_scorer
+from common.experiments.audit.top_scores import top_scores
 from common.gradients.layer_factors import flat_parameters
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.sketches.factor_projection import FactorProjection
@@ -99,7 +100,7 @@ def test_scores_differ_from_the_exact_ones_as_their_error_bars_say(audited, real
     z = (scores - exact) / errors
     assert z.std().item() == pytest.approx(1, abs=0.05)
     assert (z.abs() < 1.96).double().mean().item() == pytest.approx(0.95, abs=0.02)
-    top = top_scores(scorer, audited, 10)
+    top = top_scores(scorer, audited.store, audited.query_rows, 10)
     significant = top[top["significant"]]
     signs = exact[torch.tensor(significant["query"].to_numpy()), torch.tensor(significant["row"].to_numpy())].sign()
     wrong = (pd.Series(signs.numpy()) != significant["score"].reset_index(drop=True).map(lambda x: x / abs(x))).mean()

@@ -104,11 +104,11 @@ def eigendecomposition(job: Job) -> Cost:
 def scores(job: Job, chunk: int, kept: int = 0) -> Cost:
     """Return the cost of all n k scores with their standard errors, `chunk` rows at a time.
 
-    2 M² operations a row for (S + κI)⁻¹g, 4 M for each of its scores, and 2 k M² a chunk for the queries. A rank sends
-    the `kept` best rows of each query with score and standard error, and writes nothing.
+    2 M² operations a row for (S + κI)⁻¹g, 4 M for each of its scores, and 6 k M² for the queries. A rank sends the
+    `kept` best rows of each query with score and standard error, and writes nothing.
     """
     share, size, k = math.ceil(job.num_samples / job.num_ranks), job.size, job.num_queries
-    operations = share * (2 * size**2 + 4 * k * size) + math.ceil(share / chunk) * 2 * k * size**2
-    memory = FLOAT64 * (size**2 + 2 * chunk * size + 2 * k * size + 2 * k * chunk)
+    operations = share * (2 * size**2 + 4 * k * size) + 6 * k * size**2
+    memory = FLOAT64 * (size**2 + 2 * chunk * size + 3 * k * size + 2 * k * chunk)
     wire = 3 * FLOAT64 * k * kept if job.num_ranks > 1 else 0
     return Cost(operations, memory, share * (size * job.itemsize + FLOAT64), 0, wire)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from common.stores.store import Store, dtype_name
 COARSE = 0.01
 # mean square of a rounding error over the square of the number, u the unit roundoff: mantissas are spread like 1/x
 RELATIVE_ROUNDING = (1 - 1 / 4) / (2 * math.log(2)) / 3
+# share of the rows that are longer, and shorter, than what is usual
+UNUSUAL = (0.025, 0.975)
 HASH_SEED = 20_130_611
 
 
@@ -38,6 +40,10 @@ class RowReport:
     """Smallest length of a row that is not zero, as stored; NaN where there is none."""
     longest: float
     """Largest length of a row, as stored."""
+    usual: tuple[float, float]
+    """Lengths that 2.5 % of the rows that are not zero fall short of and exceed, as stored; NaN where all are zero."""
+    hashes: Tensor = field(compare=False)
+    """(n,) int64 hashes of the rows, bit by bit."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,8 @@ class _RowCensus:
             num_duplicates=int((counts - 1).sum()),
             shortest=there.min().item() if len(there) else math.nan,
             longest=self._lengths.max().item(),
+            usual=tuple(np.quantile(there.numpy(), UNUSUAL).tolist()) if len(there) else (math.nan, math.nan),
+            hashes=self._hashes,
         )
 
     def _refuse(self, row: int, stored: Tensor) -> None:

@@ -87,6 +87,8 @@ class Store:
     """(n,) float64 lengths that multiply the (selected) rows of a store of unit rows; None for none."""
     made_of: dict[str, Any] | None = None
     """Matrix and model behind the rows, for comparison with those of another store; None where nothing says."""
+    most_rows: int | None = None
+    """Rows that a chunk has at most; None for as many as `CHUNK_BYTES` hold."""
 
     @property
     def num_rows(self) -> int:
@@ -170,6 +172,10 @@ class Store:
         """Return the store with (n,) lengths of all its rows, selected or not."""
         return replace(self, norms=norms.double()[self._range.start : self._range.stop : self._range.step])
 
+    def in_chunks_of(self, most_rows: int) -> Store:
+        """Return the store with chunks of at most so many rows."""
+        return replace(self, most_rows=most_rows)
+
     @property
     def _range(self) -> range:
         return range(self._height) if self.rows is None else self.rows
@@ -177,7 +183,8 @@ class Store:
     @property
     def chunk_height(self) -> int:
         """Return how many rows a chunk has, but for the last one."""
-        return max(1, CHUNK_BYTES // (8 * self._width * abs(self._range.step)))
+        height = max(1, CHUNK_BYTES // (8 * self._width * abs(self._range.step)))
+        return height if self.most_rows is None else min(height, self.most_rows)
 
     @property
     def _height(self) -> int:

@@ -91,14 +91,14 @@ def test_the_second_moment_takes_the_operations_and_bytes_of_the_formula(rows, t
 
 
 def test_scores_take_the_operations_of_the_formula(rows):
-    scorer = Scorer(1.0, 1.0, torch.eye(M, dtype=torch.float64), 1.0, rows[:K].double())
+    scorer = Scorer(1.0, 1.0, torch.eye(M, dtype=torch.float64), torch.ones(M, dtype=torch.float64), rows[:K].double())
     exact = rows.double()
 
     def all_scores():
-        for chunk in exact.split(32):
+        for chunk in exact.split(16):
             scorer.scores(chunk)
 
-    assert counted(all_scores) == scale.scores(Job(N, D, M, num_queries=K), chunk=32).operations
+    assert counted(all_scores) == scale.scores(Job(N, D, M, num_queries=K), chunk=16).operations
 
 
 def test_an_eigendecomposition_takes_three_matrices():

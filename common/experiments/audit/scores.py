@@ -9,16 +9,11 @@ which is μ²/ν [ψ(g,g) ψ(q,q) + ψ(g,q)²] with everything in it estimated f
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import norm
-from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
 from common.experiments.audit.reading import Audited
@@ -27,9 +22,8 @@ from common.foundations.errors import UserError
 from common.foundations.progress import progress_bar
 from common.stores.store import Store
 
-LEVEL = 0.05
-# rows of the largest |z| that Holm's procedure looks at beside the top rows: leaving rows out can only reject less
-MOST_SIGNIFICANT = 256
+# of one queries x rows matrix of float64, of which a handful exist at a time
+BLOCK_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -40,21 +34,44 @@ class Scorer:
     """λ."""
     solve: float
     """κ, with which S is solved."""
-    inverse: Tensor
-    """(M, M) float64 (S + κI)⁻¹."""
-    noise: float
-    """Σ w²."""
+    basis: Tensor
+    """(M, M') float64 eigenvectors of S."""
+    weights: Tensor
+    """(M',) float64 w = (t+κ)⁻¹."""
     queries: Tensor
     """(k, M) float64 queries."""
     has_error_bars: bool = True
     """Whether standard errors hold for this projection and λ; where not they are NaN."""
 
-    def scores(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (k, b) scores and standard errors of (b, M) float64 training rows."""
-        damped, damped_queries = rows @ self.inverse, self.queries @ self.inverse
-        lengths = damped_queries.square().sum(1)[:, None] * damped.square().sum(1)
-        errors = ((lengths + (damped_queries @ damped.T).square()) / self.noise).sqrt()
-        return self.queries @ damped.T, errors if self.has_error_bars else torch.full_like(errors, torch.nan)
+    def of(self, queries: slice | list[int]) -> Scorer:
+        """Return the scorer of some of the queries."""
+        return replace(self, queries=self.queries[queries])
+
+    def squares(self, rows: Tensor) -> Tensor:
+        """Return (b,) Σ w²z² of (b, M) float64 training rows."""
+        return (rows @ self.basis).mul_(self.weights).square_().sum(1)
+
+    def scores(self, rows: Tensor, squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (k, b) scores and standard errors of (b, M) float64 training rows, whose `squares` may be known."""
+        lengths, solved, solved_twice = self._sides
+        scores = (solved @ rows.T).mul_(lengths)
+        if not self.has_error_bars:
+            return scores, torch.full_like(scores, torch.nan)
+        errors = (solved_twice @ rows.T).square_()
+        errors.addr_(solved.square().sum(1), self.squares(rows) if squares is None else squares)
+        return scores, errors.div_(self.weights.square().sum()).sqrt_().mul_(lengths)
+
+    @cached_property
+    def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(k, 1) sizes of the queries, and (k, M) (S + κI)⁻¹q and (S + κI)⁻²q of queries of size 1.
+
+        Squares of what a query has in common with a row would leave float64 long before scores do.
+        """
+        coordinates = self.queries @ self.basis
+        sizes = coordinates.abs().amax(1, keepdim=True)
+        coordinates /= torch.where(sizes > 0, sizes, 1)
+        solved, solved_twice = ((coordinates * w) @ self.basis.T for w in (self.weights, self.weights.square()))
+        return sizes, solved, solved_twice
 
 
 def make_scorer(audited: Audited, ridge: float) -> Scorer:
@@ -71,129 +88,50 @@ def make_scorer(audited: Audited, ridge: float) -> Scorer:
             f"--ridge {ridge:g} is below {spectrum.smallest_ridge:.3g}, the smallest ridge that this store of "
             f"M = {spectrum.size} columns can see"
         )
-    w = 1 / (spectrum.eigenvalues + solve)
-    inverse = audited.basis * w @ audited.basis.T
-    has_error_bars = bool(audited.has_error_bars(known))
-    return Scorer(ridge, solve.item(), inverse, w.square().sum().item(), audited.queries, has_error_bars)
+    weights = 1 / (spectrum.eigenvalues + solve)
+    return Scorer(ridge, solve.item(), audited.basis, weights, audited.queries, bool(audited.has_error_bars(known)))
 
 
 def share(scorer: Scorer | None, queries: Tensor, ranks: Ranks) -> Scorer:
     """Return the scorer of rank 0 on every rank; others give None, and the (k, M) queries that all of them know."""
-    known = (scorer.ridge, scorer.solve, scorer.noise, scorer.has_error_bars) if scorer else (0.0, 0.0, 0.0, False)
-    ridge, solve, noise, has_error_bars = ranks.first(lambda: known)
-    size = queries.shape[1]
-    inverse = scorer.inverse if scorer is not None else torch.zeros(size, size, dtype=torch.float64)
-    ranks.add_up(inverse)
-    return Scorer(ridge, solve, inverse, noise, queries, has_error_bars)
+    known = (scorer.ridge, scorer.solve, scorer.has_error_bars, len(scorer.weights)) if scorer else (0.0, 0.0, False, 0)
+    ridge, solve, has_error_bars, size = ranks.first(lambda: known)
+    basis = torch.zeros(queries.shape[1], size, dtype=torch.float64) if scorer is None else scorer.basis
+    weights = torch.zeros(size, dtype=torch.float64) if scorer is None else scorer.weights
+    ranks.add_up(basis, weights)
+    return Scorer(ridge, solve, basis, weights, queries, has_error_bars)
 
 
-def stream(scorer: Scorer, store: Store, first: int = 0, ranks: Ranks = ALONE) -> Iterator[tuple[int, Tensor, Tensor]]:
+def in_blocks(store: Store, num_queries: int) -> Store:
+    """Return the store in chunks so small that their scores for so many queries take `BLOCK_BYTES`."""
+    return store.in_chunks_of(max(1, BLOCK_BYTES // (8 * num_queries)))
+
+
+def stream(
+    scorer: Scorer, store: Store, first: int = 0, ranks: Ranks = ALONE, squares: Tensor | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (first row, (k, b) scores, (k, b) standard errors) over the chunks of a store from row `first` on.
 
     Of several ranks, each has its part of the chunks.
+
+    Args:
+        scorer: the queries.
+        store: `in_blocks` for them.
+        first: row of the first chunk.
+        ranks: who shares the work.
+        squares: (n,) `Scorer.squares` of the rows where they are known, 0 elsewhere: those are filled in.
     """
     with progress_bar("scores", store.rows_dealt(ranks.rank, ranks.size), "row") as progress:
         for start, rows in store.chunks(ranks.rank, ranks.size):
             if start >= first:
-                yield start, *scorer.scores(rows)
+                yield start, *scorer.scores(rows, _known(squares, scorer, start, rows))
             progress.update(len(rows))
 
 
-def best_scores(scorer: Scorer, store: Store, top_k: int, ranks: Ranks = ALONE) -> tuple[_Best, _Best, _Best]:
-    """Return the largest, smallest and sharpest scores of every query, of the rows of all ranks."""
-    highest, lowest, sharpest = (_Best(len(scorer.queries), size) for size in (top_k, top_k, MOST_SIGNIFICANT))
-    for start, scores, errors in stream(scorer, store, ranks=ranks):
-        # a zero row has score 0 and no error: it says nothing
-        z = torch.where(errors > 0, scores / errors, 0)
-        values = torch.stack([scores, errors, z])
-        highest.add(start, scores, values)
-        lowest.add(start, -scores, values)
-        sharpest.add(start, z.abs(), values)
-    for best in (highest, lowest, sharpest):
-        best.merge(ranks)
-    return highest, lowest, sharpest
-
-
-def top_scores(scorer: Scorer, audited: Audited, top_k: int, ranks: Ranks = ALONE) -> pd.DataFrame:
-    """Return for every query the `top_k` largest and the `top_k` smallest scores, and which are significant.
-
-    Significant means that Holm's procedure rejects "the score is 0" at 5 % for this query, over all n training rows.
-    Without error bars these columns are empty.
-    """
-    store = audited.store
-    highest, lowest, sharpest = best_scores(scorer, store, top_k, ranks)
-    tables = []
-    with _cheap_collections():
-        for query, row in enumerate(audited.query_rows.tolist()):
-            both = [best.of(query) for best in (highest, lowest)]
-            p_values = _holm(pd.concat([*both, sharpest.of(query)])[["row", "z"]], store.num_rows)
-            for sign, table in zip(("positive", "negative"), both, strict=True):
-                table["holm_p"] = table["row"].map(p_values)
-                table.insert(0, "rank", range(1, len(table) + 1))
-                table.insert(0, "sign", sign)
-                table.insert(0, "query", row)
-                tables.append(table)
-    whole = pd.concat(tables, ignore_index=True)
-    if not scorer.has_error_bars:
-        return whole.assign(z=np.nan, holm_p=np.nan, significant=pd.array([pd.NA] * len(whole), dtype="boolean"))
-    return whole.assign(significant=whole["holm_p"] <= LEVEL)
-
-
-def significant_counts(table: pd.DataFrame) -> pd.Series:
-    """Return for every query how many of its rows in `top_scores` are significant."""
-    return table.groupby("query")["significant"].sum()
-
-
-class _Best:
-    """The largest values of every query while chunks pass by."""
-
-    def __init__(self, num_queries: int, size: int):
-        self._size = size
-        self._keys = torch.empty(num_queries, 0, dtype=torch.float64)
-        self._rows = torch.empty(num_queries, 0, dtype=torch.int64)
-        self._values = torch.empty(3, num_queries, 0, dtype=torch.float64)
-
-    def add(self, start: int, keys: Tensor, values: Tensor) -> None:
-        """Take in (k, b) keys and the (3, k, b) score, standard error and z that go with them."""
-        few = keys.topk(min(self._size, keys.shape[1]), dim=1)
-        self._keep(few.values, few.indices + start, values.gather(2, few.indices.expand(3, -1, -1)))
-
-    def merge(self, ranks: Ranks) -> None:
-        """Take in what the other ranks have kept."""
-        for rank, kept in enumerate(ranks.gather((self._keys, self._rows, self._values))):
-            if rank != ranks.rank:
-                self._keep(*kept)
-
-    def _keep(self, keys: Tensor, rows: Tensor, values: Tensor) -> None:
-        keys = torch.cat([self._keys, keys], 1)
-        rows = torch.cat([self._rows, rows], 1)
-        values = torch.cat([self._values, values], 2)
-        self._keys, order = keys.topk(min(self._size, keys.shape[1]), dim=1)
-        self._rows = rows.gather(1, order)
-        self._values = values.gather(2, order.expand(3, -1, -1))
-
-    def of(self, query: int) -> pd.DataFrame:
-        """Return what one query has kept, largest key first."""
-        score, error, z = self._values[:, query].tolist()
-        return pd.DataFrame({"row": self._rows[query].tolist(), "score": score, "standard_error": error, "z": z})
-
-
-@contextmanager
-def _cheap_collections() -> Iterator[None]:
-    """Keep what exists out of garbage collections: `multipletests` asks for one in every call, 0.2 s each."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _holm(rows: pd.DataFrame, num_rows: int) -> dict[int, float]:
-    """Return row -> p-value after Holm's correction for `num_rows` tests, of which those missing here have p = 1."""
-    rows = rows.drop_duplicates("row")
-    p = 2 * norm.sf(rows["z"].abs().to_numpy())
-    order = np.argsort(p)
-    padded = np.ones(num_rows)
-    padded[: len(p)] = p[order]
-    corrected = multipletests(padded, LEVEL, method="holm", is_sorted=True)[1]
-    return dict(zip(rows["row"].to_numpy()[order].tolist(), corrected[: len(p)].tolist(), strict=True))
+def _known(squares: Tensor | None, scorer: Scorer, start: int, rows: Tensor) -> Tensor | None:
+    if squares is None or not scorer.has_error_bars:
+        return None
+    part = squares[start : start + len(rows)]
+    if not part.any():
+        part.copy_(scorer.squares(rows))
+    return part

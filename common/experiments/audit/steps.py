@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pandas as pd
 
 from common.experiments.audit import lds, reading, scores, tables, units
 from common.experiments.audit.options import AuditOptions
 from common.experiments.audit.reading import Audited
-from common.experiments.audit.score_files import write_scores
+from common.experiments.audit.score_files import dtype_of, write_scores
+from common.experiments.audit.top_scores import top_scores
 from common.experiments.audit.truth import AuditTruth, read_truth
 from common.experiments.lds.selection import recommendation
 from common.experiments.run import Run
 from common.foundations.distributed import Ranks
 from common.foundations.errors import UserError
 from common.foundations.tensor_files import fingerprint
+from common.stores.moments import Moments
 from common.stores.store import Store, dtype_name
 
 
@@ -49,9 +52,9 @@ def assist(options: AuditOptions, ranks: Ranks) -> None:
     store, queries, truth = _open(options)
     collected = reading.collect_rows(options, store, queries, None if truth is None else truth.masks, ranks)
     scorer = scores.share(None, collected.queries, ranks)
-    scores.best_scores(scorer, store, options.top_k, ranks)
+    top = top_scores(scorer, store, collected.query_rows, options.top_k, ranks)
     if options.write_scores is not None:
-        write_scores(options.write_scores, scorer, store, ranks)
+        _write_all(options.write_scores, scorer, store, collected.moments, top, ranks)
 
 
 def _open(options: AuditOptions) -> tuple[Store, Store | None, AuditTruth | None]:
@@ -111,13 +114,21 @@ def score(
     """Write top_scores.csv, lambda_units.csv and, where asked for, all scores; return the first two."""
     with run.phase("scores"):
         scorer = scores.share(scores.make_scorer(audited, ridge), audited.queries, ranks)
-        top = scores.top_scores(scorer, audited, options.top_k, ranks)
+        top = top_scores(scorer, audited.store, audited.query_rows, options.top_k, ranks)
         run.write_table("top_scores.csv", top)
     if options.write_scores is not None:
         with run.phase("writing scores"):
-            write_scores(options.write_scores, scorer, audited.store, ranks)
+            _write_all(options.write_scores, scorer, audited.store, audited.moments, top, ranks)
     mean = audited.mean_eigenvalue
     elsewhere = units.library_ridges(ridge, scorer.solve, audited.store.num_rows, mean)
     run.write_table("lambda_units.csv", elsewhere)
     run.record(solve=scorer.solve, mean_eigenvalue=mean, error_bars=scorer.has_error_bars)
     return top, elsewhere
+
+
+def _write_all(
+    folder: Path, scorer: scores.Scorer, store: Store, moments: Moments, top: pd.DataFrame, ranks: Ranks
+) -> None:
+    dtype = ranks.first(lambda: dtype_of(top))
+    norms = [] if store.norms is None else [store.norms]
+    write_scores(folder, scorer, store, fingerprint(moments.rows.hashes, *norms), dtype, ranks)

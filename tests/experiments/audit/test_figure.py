@@ -7,6 +7,7 @@ import torch
 from matplotlib.colors import same_color
 
 from common.experiments.audit import figure, lds, scores, tables
+from common.experiments.audit.top_scores import top_scores
 from common.experiments.audit.truth import AuditTruth
 from tests.drawn import kept_figures, legend_labels, lines
 from tests.experiments.audit import cases
@@ -26,7 +27,7 @@ def audit(tmp_path_factory):
     audited = cases.audit(cases.write_stores(tmp_path_factory.mktemp("audit")), masks)
     dimensions = tables.effective_dimensions(audited, RIDGES)
     summary = tables.errors(audited, tables.make_cells(audited, dimensions), seed=1)
-    top = scores.top_scores(scores.make_scorer(audited, RIDGE), audited, 5)
+    top = top_scores(scores.make_scorer(audited, RIDGE), audited.store, audited.query_rows, 5)
     return dict(
         dimensions=dimensions, summary=summary, top=top, lds=lds.measure(audited, truth, RIDGES, 0.5, seed=1)
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scores and error bars against explicit matrices, against the truth over many sketches, and Holm's procedure."""
+"""Scores and error bars against explicit matrices and the truth over many sketches."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.optimize import brentq
-from scipy.stats import norm
-from statsmodels.stats.multitest import multipletests
 
 from common.experiments.audit import scores
-from common.experiments.audit.scores import make_scorer, significant_counts, top_scores
+from common.experiments.audit.scores import make_scorer
 from common.foundations.errors import UserError
 from tests import reference_theory as reference
 from tests.experiments.audit import cases
@@ -74,69 +72,9 @@ def test_error_bars_are_calibrated_over_sketches(tmp_path, kind):
         assert (values.abs() < 1.96).double().mean().item() == pytest.approx(0.95, abs=0.015), ridge
 
 
-def test_listed_rows_are_the_largest_and_the_smallest_of_all(audited, monkeypatch):
-    monkeypatch.setattr("common.stores.store.CHUNK_BYTES", 8 * cases.M * 7)
-    table = top_scores(make_scorer(audited, 0.3), audited, 5)
-    values, errors = all_scores(audited, 0.3)
-    assert len(table) == 2 * 5 * cases.NUM_QUERIES
-    for query in range(cases.NUM_QUERIES):
-        for sign, factor in (("positive", 1), ("negative", -1)):
-            rows = table[(table["query"] == query) & (table["sign"] == sign)].sort_values("rank")
-            best = (factor * values[query]).topk(5)
-            assert rows["row"].tolist() == best.indices.tolist()
-            torch.testing.assert_close(torch.tensor(rows["score"].to_numpy()), factor * best.values)
-            torch.testing.assert_close(torch.tensor(rows["standard_error"].to_numpy()), errors[query, best.indices])
-
-
-@pytest.mark.parametrize("ridge", [0.3, 30.0])
-def test_significance_is_that_of_holms_procedure_over_all_rows(audited, ridge, monkeypatch):
-    monkeypatch.setattr(scores, "MOST_SIGNIFICANT", cases.NUM_TRAIN)
-    table = top_scores(make_scorer(audited, ridge), audited, 5)
-    values, errors = all_scores(audited, ridge)
-    counts = significant_counts(table)
-    for query in range(cases.NUM_QUERIES):
-        p = 2 * norm.sf((values[query] / errors[query]).abs().numpy())
-        rejected, corrected, *_ = multipletests(p, 0.05, method="holm")
-        rows = table[table["query"] == query]
-        assert rows["significant"].tolist() == rejected[rows["row"]].tolist()
-        assert rows["holm_p"].tolist() == pytest.approx(corrected[rows["row"]].tolist())
-        assert counts[query] == rejected[rows["row"]].sum()
-    assert 0 < table["significant"].sum() < len(table)
-
-
-def test_rows_left_out_of_holms_procedure_only_make_it_stricter(audited, monkeypatch):
-    scorer = make_scorer(audited, 30.0)
-    monkeypatch.setattr(scores, "MOST_SIGNIFICANT", cases.NUM_TRAIN)
-    whole = top_scores(scorer, audited, 5)
-    monkeypatch.setattr(scores, "MOST_SIGNIFICANT", 1)
-    few = top_scores(scorer, audited, 5)
-    assert (few["holm_p"] >= whole["holm_p"]).all()
-    assert not (few["significant"] & ~whole["significant"]).any()
-
-
-def test_zero_rows_have_no_score_and_are_never_significant(tmp_path):
-    rows = cases.gradients().train[:, : cases.M].clone()
-    rows[3] = 0
-    audited = cases.audit(cases.options(save_npy(tmp_path / "train.npy", rows), None, num_test_grads=200))
-    table = top_scores(make_scorer(audited, 3.0), audited, 200)
-    zero = table[(table["row"] == 3) | (table["query"] == 3)]
-    assert (zero["score"] == 0).all()
-    assert not zero["significant"].any()
-    assert not table["holm_p"].isna().any()
-
-
 def test_a_ridge_that_the_store_cannot_see_is_refused(audited):
     with pytest.raises(UserError, match=r"--ridge 1e-09 is below .*smallest ridge that this store of M = 96 columns"):
         make_scorer(audited, 1e-9)
-
-
-def test_without_a_law_scores_stay_and_error_bars_are_empty(audited):
-    plain, without = (
-        top_scores(make_scorer(known, 3.0), audited, 5) for known in (audited, replace(audited, proj_type="kronecker"))
-    )
-    assert without["score"].tolist() == plain["score"].tolist()
-    assert without[["standard_error", "z", "holm_p", "significant"]].isna().all(axis=None)
-    assert significant_counts(without).eq(0).all()
 
 
 @pytest.mark.parametrize(("columns", "known"), [(4, False), (16, True)])
