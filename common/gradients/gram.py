@@ -34,9 +34,12 @@ def add_gram(gram: Tensor, rows: Tensor, weight: float = 1.0) -> None:
 
 def add_gram_of_columns(gram: Tensor, matrix: Tensor, weight: float = 1.0, chunk: int = 4096) -> None:
     """Add w MᵀM of (m, N) M to the lower triangle of (N, N) float64 `gram`, `chunk` rows at a time."""
+    # one matrix for all chunks: new pages cost more than the conversion
+    exact = gram.new_empty(len(gram), min(chunk, len(matrix)))
     for part in matrix.split(chunk):
         # an SJLT with m near d leaves many of its rows empty: a fifth for d = 1.7 m
-        add_gram(gram, part[part.any(dim=1)].T, weight)
+        used = part[part.any(dim=1)]
+        add_gram(gram, exact[:, : len(used)].copy_(used.T), weight)
 
 
 def gram_of_columns(matrix: Tensor, chunk: int = 4096) -> Tensor:
@@ -50,7 +53,7 @@ def gram_of_upper_trapezoid(rows: Tensor) -> Tensor:
     """Return the lower triangle of R Rᵀ for an upper trapezoidal (r, N) float64 R, at a sixth of the dense cost."""
     gram = torch.zeros(len(rows), len(rows), dtype=rows.dtype, device=rows.device)
     for part, before in panels(len(rows)):
-        gram[part, before] = rows[part, part.start :] @ rows[before, part.start :].T
+        gram[part, before].addmm_(rows[part, part.start :], rows[before, part.start :].T)
     return gram
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 2**26
 ROWS_BYTES = 2**27
-BATCH_BYTES = 2**28
+BATCH_BYTES = 2**25  # few enough to stay in a cache while they are scaled and projected
 # one cache line of float32: a column of so many rows is read and added at once by a sparse projection
 LINE_ROWS = 16
 
@@ -260,7 +260,7 @@ class _FileRows:
 
 
 def _batches(gradients: Gradients, samples: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (places, samples) of batches of at most 256 MiB of float32 rows, or 16 rows: fewer take as long."""
+    """Yield (places, samples) of batches of at most 32 MiB of float32 rows, or 16 rows: fewer take as long."""
     samples = torch.arange(gradients.num_rows) if samples is None else samples
     size = max(LINE_ROWS, BATCH_BYTES // (4 * gradients.num_columns) // LINE_ROWS * LINE_ROWS)
     for start in with_progress("gradients", range(0, len(samples), size), unit="batch"):

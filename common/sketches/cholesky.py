@@ -27,7 +27,12 @@ def factor_with_ridge(matrix: Tensor, ridge: float) -> Tensor:
     system[size:] = 0
     system.diagonal()[:size].add_(ridge)
     system.diagonal()[size:] = 1
-    return torch.linalg.cholesky(system)
+    failed = torch.zeros((), dtype=torch.int32, device=matrix.device)
+    # in place: transposed, the matrix lies as LAPACK has it
+    torch.linalg.cholesky_ex(system.T, upper=True, out=(system.T, failed))
+    if failed:
+        raise torch.linalg.LinAlgError(f"M + λI is not positive definite in float64: λ = {ridge:g}")
+    return system
 
 
 def whiten(factor: Tensor, rows: Tensor) -> Tensor:

@@ -139,8 +139,10 @@ def problem_from_gram(gram: Tensor, norms: Tensor, num_train: int, vectors: Tens
     weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])]) / num_train**0.5
     rows = coordinates_as_they_stand(gram)
     if rows is not None:
-        fisher = gram_of_upper_trapezoid((rows * weights[:, None]).T)
-        return SketchedProblem(fisher, vectors @ rows, _tail_lengths(gram, weights))
+        known = vectors @ rows
+        return SketchedProblem(
+            gram_of_upper_trapezoid(rows.mul_(weights[:, None]).T), known, _tail_lengths(gram, weights)
+        )
     _, rows = coordinates(gram)
     fisher = gram_of_columns(rows * weights[:, None])
     return SketchedProblem(fisher, vectors @ rows)
