@@ -100,4 +100,8 @@ def report(
 
 
 if __name__ == "__main__":
-    script.run_script(main)
+    script.run_script(
+        main,
+        less_memory="fewer --rows, one --module, fewer queries, or a smaller --top_k",
+        resumes="starts anew, with --write_scores after the rows that are written",
+    )

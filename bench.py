@@ -73,4 +73,8 @@ def run_benchmark(folder: Path, benchmark_dir: Path, num_train: int, max_m: int)
 
 
 if __name__ == "__main__":
-    script.run_script(main)
+    script.run_script(
+        main,
+        less_memory="a smaller --num_train or --max_m",
+        resumes="starts anew",
+    )

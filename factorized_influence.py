@@ -70,4 +70,7 @@ def experiment(options: CurvatureOptions, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    script.run_script(main)
+    script.run_script(
+        main,
+        less_memory="--offload disk or recompute, or a smaller --batch_size, --num_train or --num_test_grads",
+    )

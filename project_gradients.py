@@ -41,4 +41,8 @@ def project(options: ProjectOptions, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    script.run_script(main)
+    script.run_script(
+        main,
+        less_memory="a smaller --batch_size or --m",
+        resumes="continues after the last finished range of rows",
+    )

@@ -62,4 +62,8 @@ def report(table: pd.DataFrame, ridge: float) -> None:
 
 
 if __name__ == "__main__":
-    script.run_script(main)
+    script.run_script(
+        main,
+        less_memory="a smaller --max_m, --num_samples or --batch_size",
+        resumes="starts anew",
+    )

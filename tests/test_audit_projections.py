@@ -142,6 +142,8 @@ def test_an_audit_of_some_rows_is_named_after_them(stores, tmp_path):
         (["--train", "{stores}/train.npy", "--write_scores", "README.md"], "cannot write in README.md: File exists"),
         (["--train", "README.md"], "unknown format; looked for a .npy"),
         (["--train", "{stores}/train.npy", "--ridge", "1e-9"], "--ridge 1e-09 is below"),
+        (["--train", "{stores}/train.npy", "--ridge", "1e300"], "--ridge 1e+300 must be at most 1e+75"),
+        (["--train", "{stores}/train.npy", "--queries", "{stores}/tiny.npy"], "query 0 has numbers of size"),
         (
             ["--train", "{stores}/train.npy", "--lambda_exp_min", "-20", "--lambda_exp_max", "-15"],
             "every λ of the grid",
@@ -154,10 +156,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(stores, tmp_path, words, messa
     rows = torch.ones(4, 6)
     rows[2, 1] = float("nan")
     save_npy(stores / "bad.npy", rows)
+    save_npy(stores / "tiny.npy", torch.full((3, cases.M), 1e-170, dtype=torch.float64))
     words = [word.format(stores=stores) for word in words]
     monkeypatch.chdir(ROOT)
+    if "--write_scores" not in words:
+        words += ["--write_scores", str(tmp_path / "scores" / "all")]
     assert run(*words, "--output_dir", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert message in said
-    assert not (tmp_path / "out" / "audit_projections").exists() or not list((tmp_path / "out").rglob("*.csv"))
+    assert not (tmp_path / "out" / "audit_projections").exists()
+    assert not (tmp_path / "scores").exists()

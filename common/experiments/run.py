@@ -117,8 +117,9 @@ class Run:
         """Remove what a failed run has written, unless it holds units to continue from."""
         if not (self.folder / UNITS).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # results of an earlier run stay
+            with suppress(OSError):  # results of an earlier run, and of others, stay
                 self.results.rmdir()
+                self.results.parent.rmdir()
 
     def _take_folder(self) -> weakref.finalize:
         """Lock the folder; return what frees it. The kernel does when this process ends, however it ends."""

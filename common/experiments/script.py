@@ -13,17 +13,26 @@ from common.foundations.distributed import is_first, speaks
 from common.foundations.errors import UserError
 from common.foundations.quiet import only_the_users_warnings
 
+# of sweeps over sketches, which most scripts are
+LESS_MEMORY = "--offload disk or recompute, or a smaller --batch_size, --max_m, --num_train or --num_test_grads"
+RESUMES = "continues after the last finished sketch"
 
-def run_script(main: Callable[[], None]) -> NoReturn:
+
+def run_script(main: Callable[[], None], less_memory: str = LESS_MEMORY, resumes: str = RESUMES) -> NoReturn:
     """Run a script's main; user errors and lack of memory become one line and status 2, Ctrl-C status 130.
 
     Where nobody reads the output any more (`| head -1`) the status is 1.
+
+    Args:
+        main: the script.
+        less_memory: options of the script with which it needs less memory.
+        resumes: what the same command does after Ctrl-C.
     """
     signal.signal(signal.SIGINT, _interrupt_once)
     status = 1
     try:
         with only_the_users_warnings():
-            status = _run(main)
+            status = _run(main, less_memory, resumes)
         print(end="", flush=True)
     except BrokenPipeError:
         status = status or 1
@@ -34,7 +43,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     sys.exit(status)
 
 
-def _run(main: Callable[[], None]) -> int:
+def _run(main: Callable[[], None], less_memory: str, resumes: str) -> int:
     """Run `main` and return the exit status, after one line where it is not 0."""
     script = Path(sys.argv[0]).name
     try:
@@ -51,15 +60,11 @@ def _run(main: Callable[[], None]) -> int:
     except (MemoryError, RuntimeError, OSError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(
-            f"{script}: error: out of memory; less is needed with --offload disk or recompute, or a "
-            "smaller --batch_size, --max_m, --num_train or --num_test_grads",
-            file=sys.stderr,
-        )
+        print(f"{script}: error: out of memory; less is needed with {less_memory}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_first():
-            print("\ninterrupted: the same command continues after the last finished sketch", file=sys.stderr)
+            print(f"\ninterrupted: the same command {resumes}", file=sys.stderr)
         return 130
     return 0
 

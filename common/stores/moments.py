@@ -13,7 +13,7 @@ from common.foundations.distributed import ALONE, Ranks
 from common.foundations.errors import UserError
 from common.foundations.progress import progress_bar
 from common.gradients.gram import add_gram, mirror_lower_triangle
-from common.stores.store import Store, dtype_name
+from common.stores.store import CHUNK_BYTES, Store, dtype_name
 
 # a row whose rounding errors add up to more than this share of its length is called coarse
 COARSE = 0.01
@@ -21,6 +21,8 @@ COARSE = 0.01
 RELATIVE_ROUNDING = (1 - 1 / 4) / (2 * math.log(2)) / 3
 # share of the rows that are longer, and shorter, than what is usual
 UNUSUAL = (0.025, 0.975)
+# as many chunks as an audit has at a time, with the scores of them
+CHUNKS = 12
 HASH_SEED = 20_130_611
 
 
@@ -79,7 +81,7 @@ def collect(store: Store, weights: Tensor | None = None, keep: Tensor | None = N
         UserError: a number is NaN or infinite, every row is zero, or M x M matrices do not fit into memory.
     """
     size = store.num_columns
-    check_memory(store)
+    check_memory(store, 0 if keep is None else len(keep))
     second = torch.zeros(size, size, dtype=torch.float64)
     sums = None if weights is None else torch.zeros(len(weights), size, dtype=torch.float64)
     keep = torch.empty(0, dtype=torch.int64) if keep is None else keep
@@ -133,13 +135,20 @@ def fold_rows(rows: Tensor) -> Tensor:
     return (rows[:, :half] + rows[:, half : 2 * half]) * (rows.shape[1] / (2 * half)) ** 0.5
 
 
-def check_memory(store: Store) -> None:
-    """Raise UserError where a few M x M float64 matrices exceed what memory there is."""
-    needed, there = 5 * 8 * store.num_columns**2, _memory()
+def check_memory(store: Store, num_kept: int = 0) -> None:
+    """Raise UserError where an audit exceeds what memory there is.
+
+    It has a few M x M float64 matrices, a few of the rows that are kept, queries among them, and some chunks.
+    """
+    matrices, rows = 5 * 8 * store.num_columns**2, 6 * 8 * num_kept * store.num_columns
+    needed, there = matrices + rows + CHUNKS * CHUNK_BYTES, _memory()
     if needed > there:
+        what, remedy = ("M x M matrices", "a store of fewer columns")
+        if rows > matrices:
+            what, remedy = (f"{num_kept} queries and sampled rows", "fewer queries")
         raise UserError(
-            f"{store.path} has M = {store.num_columns} columns: M x M matrices need {needed / 1e9:.0f} GB, there are "
-            f"{there / 1e9:.0f} GB; use one module with --module, or a store of fewer columns"
+            f"{store.path} has M = {store.num_columns} columns: {what} need {needed / 1e9:.1f} GB, there are "
+            f"{there / 1e9:.1f} GB; use one module with --module, or {remedy}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from common.foundations.errors import UserError, first_line
 from common.stores.side_by_side import Matrix, store_of_matrices
 from common.stores.store import Region, Store, as_dtype, dtype_name
 
+# torch prints in colours
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 SUFFIXES = (".pt", ".pth", ".bin")
 
 
@@ -52,9 +55,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise
     # torch's unpickler raises whatever the bytes lead it to
     except Exception as error:
-        raise UserError(
-            f"{path} is no readable file of torch.save, or is truncated ({first_line(error, 120)})"
-        ) from error
+        line = ESCAPES.sub("", first_line(error, 120))
+        raise UserError(f"{path} is no readable file of torch.save, or is truncated ({line})") from error
     if isinstance(content, Tensor):
         content = {"tensor": content}
     if not isinstance(content, dict):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import torch
 
 from common.experiments import script
 from common.foundations.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def raising(error):
@@ -33,6 +38,25 @@ def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys):
     os.kill(os.getpid(), signal.SIGINT)  # pressed once more, while the interpreter shuts down
     assert stop.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("*.py")))
+def test_what_a_script_advises_are_options_that_it_has(name, monkeypatch, capsys):
+    said = {}
+
+    def advise(main, **advice):
+        said.update(advice)
+        main()
+
+    monkeypatch.setattr(script, "run_script", advise)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    options = set(re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE))
+    advice = [said.get("less_memory", script.LESS_MEMORY), said.get("resumes", script.RESUMES)]
+    advised = set(re.findall(r"--\w+", " ".join(advice)))
+    assert advised
+    assert advised <= options
 
 
 def test_a_script_that_works_ends_with_status_0():

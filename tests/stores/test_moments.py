@@ -101,6 +101,15 @@ def test_more_columns_than_memory_holds_are_refused_before_anything_is_read(tmp_
         collect(open_rows(tmp_path, matrix()))
 
 
+def test_more_queries_than_memory_holds_are_refused_too(tmp_path, monkeypatch):
+    store = open_rows(tmp_path, matrix())
+    needed = moments.CHUNKS * moments.CHUNK_BYTES + 8 * (5 * 6**2 + 6 * 6 * 1000)
+    monkeypatch.setattr(moments, "_memory", lambda: needed)
+    moments.check_memory(store, 1000)
+    with pytest.raises(UserError, match=r"1001 queries and sampled rows need .* fewer queries"):
+        moments.check_memory(store, 1001)
+
+
 @pytest.mark.parametrize("kind", ["normal", "rademacher", "sjlt"])
 def test_a_folded_sketch_keeps_lengths_like_a_sketch_of_half_the_size(kind):
     """Mean and variance of ‖Pq‖² over 20,000 sketches of m = 8 -> 4; the variance to 6 %, 5 sd or more."""

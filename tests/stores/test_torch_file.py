@@ -54,6 +54,13 @@ def test_what_are_no_gradients_is_refused_and_nothing_executed(tmp_path, content
     assert "executed" not in capsys.readouterr().out
 
 
+def test_what_torch_says_of_a_pickled_module_has_no_colours(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(UserError, match=r"is no readable file of torch\.save") as raised:
+        open_store(tmp_path / "module.pt", None, "train")
+    assert str(raised.value).isprintable()
+
+
 def test_the_format_of_before_2020_and_truncated_files_are_refused(tmp_path):
     torch.save(matrix(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match="before 2020"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from common.experiments.options import arguments
 from common.experiments.options import values as option_values
 from common.experiments.options.records import DEFAULT_TIMEOUT, Option, RunRequest
+from common.foundations.distributed import is_first
 from common.foundations.errors import UserError
 from common.foundations.projections import PROJECTIONS
 from common.foundations.storage import make_folder
@@ -16,6 +17,8 @@ from common.foundations.storage import make_folder
 FORMAT_NAMES = ("sketchlab", "npy", "safetensors", "torch", "trak", "bergson", "dattri", "logix")
 # λ over the mean eigenvalue of S, where no exponents are given
 RELATIVE_EXPONENTS = (-5, 3)
+# error bars have fourth powers of it
+LARGEST_RIDGE = 1e75
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def parse(description: str) -> tuple[AuditOptions, RunRequest]:
     args.ground_truth = args.ground_truth or []
     if len(args.ground_truth) > 2:
         raise UserError(f"--ground_truth takes a folder or two files, got {len(args.ground_truth)} paths")
+    if args.ridge is not None and args.ridge > LARGEST_RIDGE:
+        raise UserError(f"--ridge {args.ridge:g} must be at most {LARGEST_RIDGE:g}: powers of it leave float64")
     if args.ground_truth and args.rows is not None:
         raise UserError("--ground_truth speaks of all training rows; drop --rows")
     if args.ground_truth and args.queries is None:
@@ -123,8 +128,11 @@ def check_paths(options: AuditOptions) -> None:
     for name, path in (("train", options.train), ("queries", options.queries)):
         if path is not None and not path.exists():
             raise UserError(f"--{name} {path}: there is no such file or folder")
-    if options.write_scores is not None:
+    if options.write_scores is not None and is_first():
+        missing = [path for path in (options.write_scores, *options.write_scores.parents) if not path.exists()]
         make_folder(options.write_scores)
+        for path in missing:  # an audit that is refused leaves nothing
+            path.rmdir()
 
 
 def _rows(text: str) -> slice:

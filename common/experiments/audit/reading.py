@@ -17,7 +17,7 @@ from common.foundations.projections import WITH_LAW
 from common.foundations.seeds import make_generator
 from common.foundations.storage import first_difference
 from common.stores.formats import open_store
-from common.stores.moments import Moments, RowReport, check_rows, collect
+from common.stores.moments import Moments, RowReport, check_memory, check_rows, collect
 from common.stores.store import Store
 from common.theory.added_constant import constant_by_chance
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis
@@ -31,6 +31,8 @@ FEWEST_COLUMNS = 16
 NEAR_M = 0.9
 # mean squares of a number beyond which powers in the laws leave float64
 SMALLEST_SQUARE, LARGEST_SQUARE = 1e-60, 1e60
+# numbers of a query whose length, or scores at any λ, leave float64
+SMALLEST_QUERY, LARGEST_QUERY = 1e-140, 1e140
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def collect_rows(
     rows = torch.empty(0, dtype=torch.int64)
     if queries is None:
         rows = torch.randperm(store.num_rows, generator=generator)[: options.num_test_grads].sort().values
+    check_memory(store, NUM_PAIRS + (len(rows) if queries is None else queries.num_rows))
     moments = collect(store, subsets, torch.cat([pairs, rows]), ranks)
     sample, own = moments.kept.split([NUM_PAIRS, len(rows)])
     if queries is None:
@@ -168,6 +171,8 @@ def collect_rows(
         report = check_rows(queries)
         points = torch.cat([chunk for _, chunk in queries.chunks()])
         rows = torch.arange(len(points))
+    if store.norms is not None and not store.norms.any():
+        raise UserError(f"{options.norms or options.train}: every norm is zero: there is nothing to audit")
     if not points.any():
         raise UserError(f"{options.queries or options.train}: every query row is zero: there is nothing to score")
     return Collected(moments, points, rows, queries is None, report, sample)
@@ -186,8 +191,16 @@ def see(options: AuditOptions, store: Store, collected: Collected) -> Audited:
             "training rows and queries by one number (λ goes with its square)"
         )
     eigenvalues, basis = eigenbasis(collected.moments.second)
-    if not (collected.queries @ basis).any():
+    sizes = (collected.queries @ basis).abs().amax(1)
+    if not sizes.any():
         raise UserError(f"{options.queries}: no query has a column in common with the training rows, all scores are 0")
+    beyond = ((sizes > 0) & (sizes < SMALLEST_QUERY)) | (sizes > LARGEST_QUERY)
+    if beyond.any():
+        query = int(beyond.nonzero()[0])
+        raise UserError(
+            f"{options.queries or options.train}: query {query} has numbers of size {sizes[query].item():.2g}, whose "
+            "squares leave float64; multiply it by a number (its scores go with it)"
+        )
     return Audited(
         store=store,
         queries_are_rows=collected.queries_are_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import torch
+from scipy.stats import chi2
 
 from common.experiments.audit.reading import FEWEST_COLUMNS, NEAR_M, Audited
 from common.foundations.projections import WITH_LAW
@@ -15,12 +16,15 @@ from common.theory.uneven_columns import MOST_UNEVEN
 MOST_SIGMAS = 4.0
 # of what all columns have in common, in one of some ten λ
 LEAST_CHANCE = 1e-6
+# of a length that a projected row of unit length has beyond each bound
+UNLIKELY = 1e-6
 
 
 def verdicts(audited: Audited, dimensions: pd.DataFrame) -> list[str]:
     """Return one line for everything that was looked at; lines that speak against the audit begin with `warning:`."""
     lines = [_law(audited), *_columns(audited, dimensions), _fold(dimensions), _size(audited, dimensions)]
     lines += _rows("training", audited.moments.rows, audited)
+    lines.append(_unit_rows(audited))
     if not audited.queries_are_rows:
         lines += _rows("query", audited.query_report, audited)
     return [line for line in lines if line]
@@ -122,6 +126,26 @@ def _rows(kind: str, report: RowReport, audited: Audited) -> list[str]:
     sound = report.num_rows - len(report.zero_rows) - len(report.coarse_rows)
     lengths = f"lengths {report.shortest:.3g} to {report.longest:.3g}"
     return [*lines, f"{sound} of {report.num_rows} {kind} rows are sound in {dtype} ({lengths})"]
+
+
+def _unit_rows(audited: Audited) -> str:
+    """Say where rows that are multiplied by norms have been no rows of unit length.
+
+    Rows scaled to unit length after projection have length 1; those scaled before it have squared lengths that follow
+    χ²_M/M, or scatter less. One P serves all rows, which may all err to one side: the bounds are those of a single one.
+    """
+    store, report = audited.store, audited.moments.rows
+    if store.norms is None or store.columns is not None:
+        return ""  # of the columns of one module nothing is known
+    columns = store.num_columns if audited.proj_type in WITH_LAW else 1
+    low, high = (chi2.ppf([UNLIKELY, 1 - UNLIKELY], columns) / columns) ** 0.5
+    short, long = report.usual
+    if not (short < low or long > high):
+        return ""
+    return (
+        f"warning: most rows have lengths from {short:.3g} to {long:.3g}, and norms are for rows that were scaled to "
+        f"length 1, which have {low:.2g} to {high:.2g}: where they were not, their lengths count twice; drop --norms"
+    )
 
 
 def _some(rows: tuple[int, ...]) -> str:

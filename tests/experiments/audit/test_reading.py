@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from common.experiments.audit import reading
+from common.experiments.audit import reading, tables
+from common.experiments.audit.scores import make_scorer
 from common.foundations.errors import UserError
 from tests.experiments.audit import cases
 from tests.stores.cases import everything, matrix, save_npy
@@ -93,6 +95,37 @@ def test_the_law_is_the_one_asked_for_then_the_stores_then_normal(tmp_path):
     torch.save({"a": matrix(40, 20), "b": matrix(40, 20, 1)}, tmp_path / "g.pt")
     assert cases.audit(cases.options(tmp_path / "g.pt", None)).proj_type == "blocks"
     assert cases.audit(cases.options(tmp_path / "g.pt", None, module="b")).proj_type == "normal"
+
+
+@pytest.mark.parametrize("factor", [1e-170, 1e-145, 1e145])
+def test_queries_beyond_what_float64_can_compute_with_are_refused(tmp_path, factor):
+    chosen = cases.write_stores(tmp_path)
+    queries = torch.from_numpy(np.load(chosen.queries))
+    queries[4] *= factor
+    far = cases.options(chosen.train, save_npy(tmp_path / "far.npy", queries))
+    with pytest.raises(UserError, match=r"far\.npy: query 4 has numbers of size .*, whose squares leave float64"):
+        cases.audit(far)
+
+
+@pytest.mark.parametrize("factor", [1e-130, 1e130])
+def test_scores_go_with_the_size_of_a_query(tmp_path, factor):
+    chosen = cases.write_stores(tmp_path)
+    queries = torch.from_numpy(np.load(chosen.queries)) * factor
+    far = cases.audit(cases.options(chosen.train, save_npy(tmp_path / "far.npy", queries)))
+    near, known = cases.audit(chosen), [3.0, 30.0]
+    expected = tables.errors(near, tables.make_cells(near, tables.effective_dimensions(near, known)), 1)
+    found = tables.errors(far, tables.make_cells(far, tables.effective_dimensions(far, known)), 1)
+    pd.testing.assert_frame_equal(found, expected)
+    for one, other in zip(*(make_scorer(a, 3.0).scores(everything(a.store)) for a in (far, near)), strict=True):
+        torch.testing.assert_close(one / factor, other, rtol=1e-9, atol=0)
+
+
+def test_norms_that_are_all_zero_are_refused_as_what_they_are(tmp_path):
+    chosen = cases.write_stores(tmp_path)
+    np.save(tmp_path / "norms.npy", np.zeros(cases.NUM_TRAIN))
+    for queries in (chosen.queries, None):
+        with pytest.raises(UserError, match=r"norms\.npy: every norm is zero"):
+            cases.audit(cases.options(chosen.train, queries, norms=tmp_path / "norms.npy"))
 
 
 @pytest.mark.parametrize("factor", [1e-40, 1e35])

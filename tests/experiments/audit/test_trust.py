@@ -114,6 +114,48 @@ def test_a_constant_added_to_all_rows_is_warned_of_where_folding_cannot_tell(tmp
     assert not [line for line in verdicts(sketchy) if "in common" in line]
 
 
+def audit_with_norms(folder, rows, norms):
+    np.save(folder / "norms.npy", norms.numpy())
+    return cases.audit(cases.options(save_npy(folder / "units.npy", rows), None, norms=folder / "norms.npy"))
+
+
+@pytest.mark.parametrize("kind", ["normal", "rademacher", "sjlt"])
+@pytest.mark.parametrize("columns", [16, 64, 512])
+def test_rows_of_unit_length_before_or_after_projection_may_have_norms(tmp_path, kind, columns):
+    """Lengths beyond the bounds have a probability of 2e-6 for each sketch, if all rows were one."""
+    gradients = cases.gradients().train
+    norms = gradients.norm(dim=1)
+    for seed in range(10, 13):  # gradients have 0
+        sketch = reference.sketch_matrix(kind, columns, cases.DIMENSION, torch.Generator().manual_seed(seed)).T
+        before = gradients / norms[:, None] @ sketch
+        after = before / before.norm(dim=1, keepdim=True)
+        for rows, dtype in ((before, torch.float64), (after, torch.float64), (before, torch.float16)):
+            lines = verdicts(audit_with_norms(tmp_path, rows.to(dtype), norms), [300.0, 3000.0])
+            assert not [line for line in lines if "most rows have lengths" in line], lines
+
+
+def test_rows_that_have_their_lengths_still_are_warned_of_where_norms_multiply_them_again(tmp_path):
+    rows = torch.from_numpy(np.load(cases.write_stores(tmp_path).train))
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    spread = torch.linspace(0.7, 3.4, cases.NUM_TRAIN, dtype=torch.float64)
+    for factor in (spread, spread / 2, torch.full_like(spread, 2.0), torch.full_like(spread, 0.3)):
+        (line,) = [x for x in verdicts(audit_with_norms(tmp_path, unit * factor[:, None], spread)) if "norms" in x]
+        assert line.startswith("warning: most rows have lengths from ")
+        assert line.endswith("their lengths count twice; drop --norms")
+        # rows without norms may have any length
+        plain = cases.audit(cases.options(tmp_path / "units.npy", None))
+        assert not [x for x in verdicts(plain) if "most rows" in x]
+
+
+def test_of_one_modules_columns_no_length_is_known(tmp_path):
+    rows = cases.gradients().train[:, :96]
+    rows /= rows.norm(dim=1, keepdim=True)
+    torch.save({"a": rows[:, :32].contiguous(), "b": rows[:, 32:].contiguous()}, tmp_path / "units.pt")
+    np.save(tmp_path / "norms.npy", np.ones(cases.NUM_TRAIN))
+    chosen = cases.options(tmp_path / "units.pt", None, norms=tmp_path / "norms.npy", module="b")
+    assert not [line for line in verdicts(cases.audit(chosen), [0.3]) if "most rows" in line]
+
+
 def test_without_a_known_law_an_effective_dimension_has_no_standard_error(tmp_path):
     audited = replace(cases.audit(cases.write_stores(tmp_path)), proj_type="kronecker")
     assert tables.effective_dimensions(audited, cases.RIDGES)["d_lambda_std_error"].isna().all()
