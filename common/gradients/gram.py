@@ -34,11 +34,13 @@ def add_gram(gram: Tensor, rows: Tensor, weight: float = 1.0) -> None:
 
 def add_gram_of_columns(gram: Tensor, matrix: Tensor, weight: float = 1.0, chunk: int = 4096) -> None:
     """Add w MᵀM of (m, N) M to the lower triangle of (N, N) float64 `gram`, `chunk` rows at a time."""
-    # one matrix for all chunks: new pages cost more than the conversion
+    # memory for all chunks: new pages cost more than the conversion
     exact = gram.new_empty(len(gram), min(chunk, len(matrix)))
+    kept = matrix.new_empty(min(chunk, len(matrix)), len(gram))
     for part in matrix.split(chunk):
         # an SJLT with m near d leaves many of its rows empty: a fifth for d = 1.7 m
-        used = part[part.any(dim=1)]
+        filled = part.any(dim=1).nonzero().flatten()
+        used = torch.index_select(part, 0, filled, out=kept[: len(filled)]) if len(filled) < len(part) else part
         add_gram(gram, exact[:, : len(used)].copy_(used.T), weight)
 
 

@@ -11,18 +11,25 @@ import torch
 from torch import Tensor
 
 
-def factor_with_ridge(matrix: Tensor, ridge: float) -> Tensor:
+def workspace_for(matrix: Tensor) -> Tensor:
+    """Return memory for the factor of a (b, b) matrix or of any leading block, for every λ: new pages take time."""
+    return matrix.new_empty(_friendly(len(matrix)) ** 2)
+
+
+def factor_with_ridge(matrix: Tensor, ridge: float, workspace: Tensor) -> Tensor:
     """Return the lower Cholesky factor L of M + λI, bordered by the identity to a (p, p) matrix, p >= b.
 
     Args:
         matrix: (b, b) float64 positive semidefinite M; only the lower triangle is read.
         ridge: λ > 0.
+        workspace: (p², or more) float64, where L will lie.
 
     Raises:
         torch.linalg.LinAlgError: M + λI is not positive definite in float64.
     """
     size = len(matrix)
-    system = matrix.new_empty(_friendly(size), _friendly(size))
+    padded = _friendly(size)
+    system = workspace[: padded**2].view(padded, padded)
     system[:size, :size] = matrix
     system[size:] = 0
     system.diagonal()[:size].add_(ridge)
@@ -37,8 +44,7 @@ def factor_with_ridge(matrix: Tensor, ridge: float) -> Tensor:
 
 def whiten(factor: Tensor, rows: Tensor) -> Tensor:
     """Return the (v, p) rows L⁻¹x of (v, b) rows x, with zeros in the border that `factor_with_ridge` added."""
-    bordered = rows.new_zeros(len(rows), len(factor))
-    bordered[:, : rows.shape[1]] = rows
+    bordered = torch.nn.functional.pad(rows, (0, len(factor) - rows.shape[1]))
     return torch.linalg.solve_triangular(factor, bordered.T, upper=False).T
 
 

@@ -7,13 +7,14 @@ Sketched: B̃_λ(a, q) = (Pa)ᵀ(PFPᵀ+λI)⁻¹(Pq),   φ̃_λ(q) = B̃_λ(q, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from common.gradients.gram import add_gram, gram_of_columns, gram_of_upper_trapezoid, mirror_lower_triangle, panels
 from common.sketches.basis import coordinates, coordinates_as_they_stand
-from common.sketches.cholesky import factor_with_ridge, whiten
+from common.sketches.cholesky import factor_with_ridge, whiten, workspace_for
 from common.sketches.geometry import resolved_ridge
 
 # Small eigenvalues of F may change a score by this much, relatively: at most this multiple of λ, they are left out of
@@ -56,9 +57,13 @@ class SketchedProblem:
         if not ridge >= resolved_ridge(trace):
             raise torch.linalg.LinAlgError(f"λ = {ridge:g} is below the rounding of PFPᵀ, whose trace is {trace:g}")
         strong, used = self._block_sizes(ridge)
-        vectors = self.vectors if strong == used else self._without_weak(strong, used, ridge)
-        factor = factor_with_ridge(self.fisher[:strong, :strong], ridge)
-        return torch.cat([whiten(factor, vectors[:, :strong]), vectors[:, strong:] / ridge**0.5], dim=1)
+        first, others = self._without_weak(strong, used, ridge)
+        factor = factor_with_ridge(self.fisher[:strong, :strong], ridge, self._workspace)
+        return torch.cat([whiten(factor, first), *(part / ridge**0.5 for part in others)], dim=1)
+
+    @cached_property
+    def _workspace(self) -> Tensor:
+        return workspace_for(self.fisher)
 
     def _block_sizes(self, ridge: float) -> tuple[int, int]:
         if self.leading_eigenvalues is None:
@@ -66,19 +71,19 @@ class SketchedProblem:
         relative = self.leading_eigenvalues / ridge
         return int((relative > WEAK).sum()), int((relative > NEGLIGIBLE).sum())
 
-    def _without_weak(self, strong: int, used: int, ridge: float) -> Tensor:
-        """Return `vectors` after block elimination of the weak coordinates w from the strong ones s.
+    def _without_weak(self, strong: int, used: int, ridge: float) -> tuple[Tensor, list[Tensor]]:
+        """Return the strong coordinates s, and the others, after block elimination of the weak ones w.
 
         x_s − M_sw x_w/λ and (I − M_ww/2λ) x_w with M = PFPᵀ: what is missing is of second order in M_ww/λ and M_sw/λ.
         """
         weak = slice(strong, used)
+        if strong == used:
+            return self.vectors[:, :strong], [self.vectors[:, strong:]]
         own = self.fisher[weak, weak].clone()
         mirror_lower_triangle(own)
         scaled = self.vectors[:, weak] / ridge
-        eliminated = self.vectors.clone()
-        eliminated[:, weak].addmm_(scaled, own, alpha=-0.5)
-        eliminated[:, :strong].addmm_(scaled, self.fisher[weak, :strong], alpha=-1)
-        return eliminated
+        first = torch.addmm(self.vectors[:, :strong], scaled, self.fisher[weak, :strong], alpha=-1)
+        return first, [torch.addmm(self.vectors[:, weak], scaled, own, alpha=-0.5), self.vectors[:, used:]]
 
 
 def whitened_or_nan(problem: SketchedProblem, ridge: float) -> Tensor:
