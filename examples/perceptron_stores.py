@@ -20,6 +20,7 @@ from common.gradients.planning import compute_gradients, plan_gradients
 from common.sketches.projectors import make_projector
 from common.workloads.benchmark import load_ground_truth, load_trained_model
 from common.workloads.pairs import load_workload
+from common.workloads.records import Workload
 
 SIZES = (4096, 1024)
 KINDS = ("normal", "sjlt")
@@ -31,10 +32,7 @@ CPU = torch.device("cpu")
 def main(folder: Path) -> None:
     """Write a store for every kind and size, of training and of test samples, then subsets and losses."""
     folder.mkdir(parents=True, exist_ok=True)
-    workload = load_workload("mnist", "mlp")
-    model = load_trained_model(workload, Path("benchmarks"), CPU).model
-    parts = [("training", workload.train), ("test", workload.test)]
-    gradients = compute_gradients(plan_gradients(workload, model, parts, 32, "cpu", torch.float32, CPU))
+    workload, gradients = perceptron_gradients()
     for kind in KINDS:
         projector = make_projector(kind, SEED)
         projected = projector.project(gradients, max(SIZES), trial=0)
@@ -45,6 +43,14 @@ def main(folder: Path) -> None:
     truth = load_ground_truth(workload, Path("benchmarks"), NUM_SUBSETS, CPU)
     np.save(folder / "subsets.npy", truth.subset_indices.numpy())
     np.save(folder / "losses.npy", truth.losses.numpy())
+
+
+def perceptron_gradients() -> tuple[Workload, Gradients]:
+    """Return the workload and the gradients of its training samples and, behind them, of its test samples."""
+    workload = load_workload("mnist", "mlp")
+    model = load_trained_model(workload, Path("benchmarks"), CPU).model
+    parts = [("training", workload.train), ("test", workload.test)]
+    return workload, compute_gradients(plan_gradients(workload, model, parts, 32, "cpu", torch.float32, CPU))
 
 
 def actual_rows(sketch: Tensor, gradients: Gradients) -> np.ndarray:
