@@ -1,4 +1,8 @@
-"""What both experiments share."""
+"""What all scripts are made of, in rooms that import in one direction; the first lines of each say what belongs there.
+
+Outside the rooms are only what must be set before torch is imported, and the name under which workload files import
+their records.
+"""
 
 import os
 
