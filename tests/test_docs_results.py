@@ -138,6 +138,24 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_files():
     assert f"({bounds[0]} and {bounds[1]} in these two cases)" in readme
 
 
+def test_how_good_audits_are_is_as_in_the_committed_file():
+    judged = committed_table(ROOT / "results" / "audit_projections" / "judged.csv")
+    (table, _) = tables(sections(read("docs/audit.md"))["How good it is"])
+    for row, (store, found) in zip(table.dicts(), judged.groupby("store", sort=False), strict=True):
+        known = found.dropna(subset="d_lambda")
+        kind, m = store.split("_")
+        assert row["store"] == f"{kind}, M = {int(m):,}"
+        assert row["λ"] == f"1e{math.log10(known['lambda'].min()):.0f} .. 1e-2"
+        gap = (known["d_lambda"] / known["exact_d_lambda"] - 1).abs().max()
+        shares = gap, known["eps_95_gap"].max(), known["corrected_eps_95_gap"].max(), known["wrong_signs"].max()
+        names = "gap of d_λ", "of predicted ε_95", "ridge corrected", "wrong signs"
+        assert [row[name] for name in names] == [f"{share:.2%}".replace("%", " %") for share in shares]
+        for name, column in (("sd of z", "z_std"), ("95 % intervals cover", "coverage")):
+            assert row[name] == f"{known[column].min():.3f} .. {known[column].max():.3f}"
+    errors = (judged["d_lambda"] - judged["exact_d_lambda"]).abs() / judged["d_lambda_std_error"]
+    assert f"further than {errors.max():.1f} of its standard errors" in one_line("docs/audit.md")
+
+
 def one_line(page: str) -> str:
     return " ".join(read(page).split())
 
