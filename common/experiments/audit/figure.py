@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from common.experiments.figures import MARKERS, STYLE, legend_below, save_figure
 
@@ -113,14 +115,24 @@ def _draw_scores(axes: Axes, top: pd.DataFrame, ridge: float) -> None:
                 label=label,
             )
     axes.axhline(0, color="black", linewidth=0.8)
-    largest = rows["score"].abs().max()
-    axes.set_yscale("symlog", linthresh=largest / 100 if largest > 0 else 1)
+    _scale_scores(axes, rows["score"].abs().max())
     axes.set(
         xlabel="training rows, by score",
         ylabel="score",
         title=f"Top scores of query {query}, λ = {ridge:.3g}{', 95 % intervals' if has_bars else ''}",
     )
     legend_below(axes, ncols=2)
+
+
+def _scale_scores(axes: Axes, largest: float) -> None:
+    """Scale the axis of scores of both signs: linear up to a power of ten, from 1 % of the largest score to a tenth."""
+    if not largest > 0:
+        return
+    exponents = range(math.ceil(math.log10(largest / 100)), math.floor(math.log10(largest)) + 1)
+    decades = [10.0**exponent for exponent in exponents]
+    axes.set_yscale("symlog", linthresh=decades[0])
+    # matplotlib's own ticks may begin inside the linear part, where their labels meet that of 0
+    axes.yaxis.set_major_locator(FixedLocator([*(-decade for decade in reversed(decades)), 0, *decades]))
 
 
 def _draw_lds(axes: Axes, table: pd.DataFrame, ridge: float) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,7 +142,27 @@ def test_the_query_with_most_significant_scores_is_drawn_from_the_largest_to_the
         places = np.column_stack([part.index, part["score"], part["standard_error"]])
         np.testing.assert_allclose(found[label], places, rtol=1e-9)
     assert axes.get_yscale() == "symlog"
-    assert axes.yaxis.get_transform().linthresh == pytest.approx(rows["score"].abs().max() / 100)
+
+
+@pytest.mark.parametrize("largest", [4.2e-13, 1e-3, 0.42, 9.99, 3e4])
+def test_ticks_of_scores_are_powers_of_ten_outside_the_linear_part_with_labels_apart(draw, audit, largest):
+    top = audit["top"]
+    scores = top["score"] * largest / top["score"].abs().max()
+    axes = draw(top=top.assign(score=scores, standard_error=largest / 100, query=top["query"].iloc[0]))[2]
+    ticks, linear = axes.get_yticks(), axes.yaxis.get_transform().linthresh
+    assert largest / 100 <= linear <= largest / 10 * (1 + 1e-12)
+    np.testing.assert_array_equal(ticks, -ticks[::-1])
+    np.testing.assert_allclose(ticks[ticks > 0], linear * 10.0 ** np.arange(len(ticks) // 2))
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    boxes = [t.label1.get_window_extent() for t in axes.yaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert len(boxes) >= 3
+    assert all(upper.y0 - lower.y1 > lower.height / 2 for lower, upper in itertools.pairwise(boxes))
+
+
+def test_scores_that_are_all_zero_are_drawn(draw, audit):
+    axes = draw(top=audit["top"].assign(score=0.0, standard_error=0.0))[2]
+    assert axes.get_yscale() == "linear"
 
 
 def test_a_row_among_the_largest_and_the_smallest_is_drawn_once(draw, audit):
