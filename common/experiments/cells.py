@@ -11,7 +11,6 @@ import torch
 
 from common.theory.column_sample import ColumnSample
 from common.theory.sketch_law import corrected_ridge
-from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum
 
 CORRECTIONS = {"": False, "corrected_": True}
@@ -50,8 +49,6 @@ class Cells:
 
     def reference_solves(self) -> list[float]:
         """Return for every λ the ridge that the reference is solved with: λ, or the κ of a sketch that acts like λ."""
-        if not isinstance(self.spectrum, SketchedSpectrum):
-            return self.ridges
         return self.spectrum.solve_of_ridge(torch.tensor(self.ridges, dtype=torch.float64)).tolist()
 
     def smallest_ridge(self, more: Mapping[int, Sequence[float]] | None = None) -> float:

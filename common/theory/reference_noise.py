@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.theory.sketched_spectrum import SketchedSpectrum
+from common.theory.spectrum import Spectrum
 
 
-def relative_covariance(spectrum: SketchedSpectrum, queries: Tensor, ridge: float) -> Tensor:
+def relative_covariance(spectrum: Spectrum, queries: Tensor, ridge: float) -> Tensor:
     """Return the (k, k) covariance over sketches of φ̂_λ(q)/φ_λ(q), the ridge-corrected estimates of self-influence.
 
         Cov = (2/ν) λ² ψ(q, p)² / (φ_λ(q) φ_λ(p)) ,   ν = M − d_2(λ),   ψ(q, p) = qᵀ(F+λI)⁻²p

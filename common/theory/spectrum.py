@@ -51,6 +51,17 @@ class Spectrum(Protocol):
     def eigenvalues(self) -> Tensor:
         """(r,) float64 eigenvalues, known or estimated, descending, >= 0: what figures draw."""
 
+    @property
+    def size(self) -> int | None:
+        """M of the one sketch that F is seen through; None where F is known."""
+
+    @property
+    def smallest_ridge(self) -> float:
+        """Ridges below it are not resolved; 0 where F is known."""
+
+    def solve_of_ridge(self, mu: Tensor) -> Tensor:
+        """Return the ridge κ to solve with where one acts like μ on F; μ itself where F is known."""
+
     def sums(self, mu: Tensor) -> SpectralSums:
         """Return the spectral sums at ridges μ > 0 of any shape."""
 
@@ -75,6 +86,12 @@ class KnownSpectrum:
 
     eigenvalues: Tensor
     """(r,) float64, >= 0."""
+    size = None
+    smallest_ridge = 0.0
+
+    def solve_of_ridge(self, mu: Tensor) -> Tensor:
+        """Return μ: F itself is solved."""
+        return mu
 
     def resolvent_weights(self, power: int, mu: Tensor) -> Tensor:
         """Return (r, cells) values of (s+μ)⁻ᵖ."""

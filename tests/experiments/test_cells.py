@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.experiments.cells import Cells
+from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference
 from tests.geometries import geometry_from
@@ -45,3 +46,13 @@ def test_the_smallest_ridge_includes_corrected_ones(geometry):
 
 def test_without_a_defined_correction_the_smallest_ridge_is_that_of_the_grid(geometry):
     assert make_cells(geometry, [1], ridge_correction=True).smallest_ridge() == 1e-4
+
+
+def test_f_itself_is_solved_with_the_ridges_and_a_reference_sketch_with_those_that_act_like_them(geometry):
+    assert make_cells(geometry, [4], ridge_correction=False).reference_solves() == RIDGES
+    seen = SketchedSpectrum(torch.logspace(1, -1, 50, dtype=torch.float64))
+    ridges = [seen.smallest_ridge / 2, 1.0, 5.0]
+    unresolved, *solves = Cells(seen, [4], ridges, [1.0] * 3, False).reference_solves()
+    assert math.isnan(unresolved)
+    d_lambda = effective_dimension(seen, torch.tensor(ridges[1:], dtype=torch.float64)).tolist()
+    assert solves == pytest.approx([ridge * (1 - d / 50) for ridge, d in zip(ridges[1:], d_lambda, strict=True)])

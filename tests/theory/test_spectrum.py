@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.theory.binned_spectrum import binned
 from common.theory.spectrum import ExactSpectrum, effective_dimension
 from tests import reference_theory as reference
 
@@ -57,3 +58,10 @@ def test_resolvent_weights_give_the_forms_of_the_dense_matrix(problem, power):
 
 def test_an_effective_dimension_without_ridge_counts_positive_eigenvalues():
     assert effective_dimension(ExactSpectrum(torch.tensor([2.0, 1.0, 0.0])), 0.0).item() == 2
+
+
+@pytest.mark.parametrize("make", [ExactSpectrum, binned])
+def test_a_known_spectrum_resolves_every_ridge_and_is_solved_with_it(make):
+    spectrum = make(torch.tensor([2.0, 1.0, 1e-30]))
+    assert (spectrum.size, spectrum.smallest_ridge) == (None, 0)
+    assert torch.equal(spectrum.solve_of_ridge(MUS), MUS)

@@ -20,7 +20,6 @@ from common.experiments.figures import (
     save_figure,
     what_is_drawn,
 )
-from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum, effective_dimension
 
 
@@ -81,14 +80,13 @@ def _draw_eigenvalues(axes: Axes, spectrum: Spectrum) -> None:
     axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
     axes.annotate("float64 rounding", (1, floor), xytext=(0, 3), textcoords="offset points", fontsize=7.5)
     of, title = "F", "Spectrum of the Fisher matrix"
-    if isinstance(spectrum, SketchedSpectrum):
+    if spectrum.size is not None:
         of, title = "$PFP^T$", f"Spectrum of the reference sketch, M = {spectrum.size}"
     axes.set(xscale="log", yscale="log", xlabel="index", ylabel=f"eigenvalue of {of}", title=title)
 
 
 def draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: pd.DataFrame) -> list[Annotation]:
     """Draw d_λ over λ and return its labels, from left to right; `table` has the λ of the run."""
-    of_sketch = isinstance(spectrum, SketchedSpectrum)
     ridges = torch.logspace(-12, 4, 200, dtype=torch.float64)
     axes.plot(ridges, effective_dimension(spectrum, ridges) / rank, color="#0072B2")
     used = table.drop_duplicates("lambda")
@@ -108,7 +106,7 @@ def draw_effective_dimension(axes: Axes, spectrum: Spectrum, rank: int, table: p
         yscale="log",
         xlabel="λ",
         ylabel="$d_λ$ / rank",
-        title=f"Effective dimension, rank {'of the reference ' if of_sketch else ''}{rank}",
+        title=f"Effective dimension, rank {'of the reference ' if spectrum.size else ''}{rank}",
     )
     axes.set_ylim(1e-6, 4)
     legend_below(axes, ncols=1)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from common.experiments.cells import CORRECTIONS, Cells
 from common.theory.reference_noise import relative_covariance
-from common.theory.sketched_spectrum import SketchedSpectrum
 
 NUM_DRAWS = 200
 
@@ -48,7 +47,7 @@ def remove_share(units: pd.DataFrame, cells: Cells, queries: Tensor, seed: int) 
         queries: (k, M) coordinates in its eigenbasis.
         seed: of the draws behind the standard errors.
     """
-    if not isinstance(cells.spectrum, SketchedSpectrum):
+    if cells.spectrum.size is None:
         raise ValueError("an exact reference has no share in the errors")
     units, tables = units.copy(), []
     covariances = {ridge: relative_covariance(cells.spectrum, queries, ridge).numpy() for ridge in cells.ridges}

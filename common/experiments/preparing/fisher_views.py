@@ -23,7 +23,7 @@ from common.sketches.moment_sketch import REFERENCE_TRIAL, Sketch, collect_momen
 from common.sketches.projectors import make_projector
 from common.theory.column_sample import ColumnSample
 from common.theory.sketched_spectrum import SketchedSpectrum, eigenbasis, few_in_a_bucket
-from common.theory.spectrum import ExactSpectrum
+from common.theory.spectrum import ExactSpectrum, Spectrum
 
 
 class LazyGradients:
@@ -51,7 +51,7 @@ class FisherView:
 
     geometry: Geometry
     """Eigenvalues of F and coordinates in its eigenbasis; or those of S = PFPᵀ and of projected vectors."""
-    spectrum: ExactSpectrum | SketchedSpectrum
+    spectrum: Spectrum
     """F as theory sees it."""
     queries: Queries
     """Which samples are scored."""

@@ -30,8 +30,7 @@ from common.sketches.moment_sketch import MomentSketcher
 from common.sketches.projectors import make_projector
 from common.sketches.sketchers import CoordinateSketcher, ExplicitSketcher, Sketcher
 from common.theory.column_sample import ColumnSample
-from common.theory.sketched_spectrum import SketchedSpectrum
-from common.theory.spectrum import ExactSpectrum, effective_dimension
+from common.theory.spectrum import Spectrum, effective_dimension
 from common.workloads.benchmark import SEED, TrainedModel, check_ground_truth, load_trained_model, subset_indices
 from common.workloads.pairs import load_workload
 from common.workloads.published import load_published_benchmark
@@ -59,7 +58,7 @@ class Prepared:
     """All rows: training samples, then test queries if there are any."""
     geometry: Geometry
     """Eigenvalues of F, coordinates of what is scored; with a reference sketch those of S, see `FisherView`."""
-    spectrum: ExactSpectrum | SketchedSpectrum
+    spectrum: Spectrum
     """F as theory sees it."""
     query_samples: Tensor
     """(k,) int64 indices of the queries in the training or test set."""

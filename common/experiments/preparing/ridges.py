@@ -10,7 +10,6 @@ import torch
 from common.experiments.options.records import Grid
 from common.foundations.errors import UserError
 from common.sketches.geometry import RESOLUTION, resolved_ridge
-from common.theory.sketched_spectrum import SketchedSpectrum
 from common.theory.spectrum import Spectrum, effective_dimension
 
 NOTHING, EVERYTHING = 1.0, 0.99
@@ -33,7 +32,7 @@ def resolved_ridges(grid: Grid, spectrum: Spectrum) -> tuple[list[float], list[f
     smallest = _smallest_resolved(spectrum)
     used = [ridge for ridge in ridges if ridge >= smallest]
     limit = f"{smallest:.3g} = {RESOLUTION:g} tr F, below which scores are rounding errors"
-    if isinstance(spectrum, SketchedSpectrum):
+    if spectrum.size is not None:
         limit = f"{smallest:.3g}, the smallest ridge that a reference sketch of M = {spectrum.size} resolves"
     if not used:
         raise UserError(
@@ -79,5 +78,4 @@ def fitting(grid: Grid, spectrum: Spectrum, smallest: float = NOTHING) -> str:
 
 def _smallest_resolved(spectrum: Spectrum) -> float:
     """Return the smallest λ whose scores are more than rounding, and that a reference sketch can see."""
-    rounding = resolved_ridge(spectrum.eigenvalues.sum().item())
-    return max(rounding, spectrum.smallest_ridge) if isinstance(spectrum, SketchedSpectrum) else rounding
+    return max(resolved_ridge(spectrum.eigenvalues.sum().item()), spectrum.smallest_ridge)
