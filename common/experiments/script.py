@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -16,6 +18,9 @@ from common.foundations.quiet import only_the_users_warnings
 # of sweeps over sketches, which most scripts are
 LESS_MEMORY = "--offload disk or recompute, or a smaller --batch_size, --max_m, --num_train or --num_test_grads"
 RESUMES = "continues after the last finished sketch"
+
+# the interpreter that ends would look through all that torch and matplotlib have made, several times: 0.7 s
+atexit.register(gc.freeze)
 
 
 def run_script(main: Callable[[], None], less_memory: str = LESS_MEMORY, resumes: str = RESUMES) -> NoReturn:
