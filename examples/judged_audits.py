@@ -12,6 +12,7 @@ Holm's procedure calls significant, the share with the wrong sign. Empty where t
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,26 +25,56 @@ from common.experiments.audit.reading import Audited, open_stores, read
 from common.experiments.audit.scores import make_scorer
 from common.experiments.audit.top_scores import top_scores
 from common.sketches.basis import SampleBasis, basis_of_samples
+from common.sketches.influence import exact_influence
 from common.theory.self_influence import predict_self_influence
-from common.theory.spectrum import ExactSpectrum
+from common.theory.spectrum import ExactSpectrum, effective_dimension
 from examples.perceptron_stores import KINDS, SIZES, perceptron_gradients
 
 RIDGES = [10.0**exponent for exponent in range(-8, -1)]
+# name of a column -> whether it is ridge corrected
+GAPS = {"eps_95_gap": False, "corrected_eps_95_gap": True}
 MS = [2**power for power in range(6, 17)]
 NUM_TRAIN_SCORED, NUM_QUERIES_SCORED, TOP_K = 1000, 300, 20
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the exact spectrum says at one λ."""
+
+    ridge: float
+    """λ."""
+    d_lambda: float
+    """d_λ."""
+    eps_95: dict[str, Tensor]
+    """Name of a column -> (sizes, 1) predicted ε_95, raw and ridge corrected."""
+    scores: Tensor
+    """(k, n) scores of the test samples."""
 
 
 def main(stores: Path, table: Path) -> None:
     """Judge every store, and write the table."""
     workload, gradients = perceptron_gradients()
-    exact = basis_of_samples(gradients.unit_gram(), gradients.norms, len(workload.train))
+    basis = basis_of_samples(gradients.unit_gram(), gradients.norms, len(workload.train))
+    exact = [exact_at(basis, ridge) for ridge in RIDGES]
     rows = []
     for kind in KINDS:
         for m in sorted(SIZES):
             audited = audit(stores / f"{kind}_{m}.npy", kind)
-            rows += [{"store": f"{kind}_{m}", "lambda": ridge} | judge(audited, exact, ridge) for ridge in RIDGES]
+            rows += [{"store": f"{kind}_{m}", "lambda": at.ridge} | judge(audited, at) for at in exact]
     table.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(table, index=False)
+
+
+def exact_at(basis: SampleBasis, ridge: float) -> Exact:
+    """Return what the exact spectrum says at λ."""
+    spectrum, queries = ExactSpectrum(basis.eigenvalues), basis.rows[basis.num_train :]
+    eps_95 = {
+        name: predict_self_influence(spectrum, queries, MS, [ridge], corrected).eps_95
+        for name, corrected in GAPS.items()
+    }
+    actual = basis.rows * basis.norms[:, None]
+    scores = exact_influence(basis.eigenvalues, actual[basis.num_train :], actual[: basis.num_train], ridge)
+    return Exact(ridge, effective_dimension(spectrum, ridge).item(), eps_95, scores)
 
 
 def audit(train: Path, kind: str) -> Audited:
@@ -57,33 +88,29 @@ def audit(train: Path, kind: str) -> Audited:
     return read(options, *open_stores(options), None)
 
 
-def judge(audited: Audited, exact: SampleBasis, ridge: float) -> dict[str, float]:
+def judge(audited: Audited, exact: Exact) -> dict[str, float]:
     """Return one row of the table but for its names."""
-    grid = torch.tensor([ridge], dtype=torch.float64)
-    spectrum = ExactSpectrum(exact.eigenvalues)
-    found = {"exact_d_lambda": spectrum.sums(grid).first.item()}
-    if ridge < audited.spectrum.smallest_ridge:
+    grid, spectrum = torch.tensor([exact.ridge], dtype=torch.float64), audited.spectrum
+    found = {"exact_d_lambda": exact.d_lambda}
+    if exact.ridge < spectrum.smallest_ridge:
         return found
-    found["d_lambda"] = audited.spectrum.sums(grid).first.item()
-    found["d_lambda_std_error"] = audited.spectrum.effective_dimension_std_error(grid).item()
-    for name, corrected in (("eps_95_gap", False), ("corrected_eps_95_gap", True)):
-        wanted = predict_self_influence(spectrum, exact.rows[exact.num_train :], MS, [ridge], corrected).eps_95
-        seen = predict_self_influence(audited.spectrum, audited.tabled_queries, MS, [ridge], corrected).eps_95
-        found[name] = np.nanmax((seen / wanted - 1).abs().numpy())
-    return found | judged_scores(audited, exact, ridge)
+    found["d_lambda"] = effective_dimension(spectrum, exact.ridge).item()
+    found["d_lambda_std_error"] = spectrum.effective_dimension_std_error(grid).item()
+    for name, corrected in GAPS.items():
+        seen = predict_self_influence(spectrum, audited.tabled_queries, MS, [exact.ridge], corrected).eps_95
+        found[name] = np.nanmax((seen / exact.eps_95[name] - 1).abs().numpy())
+    return found | judged_scores(audited, exact)
 
 
-def judged_scores(audited: Audited, exact: SampleBasis, ridge: float) -> dict[str, float]:
+def judged_scores(audited: Audited, exact: Exact) -> dict[str, float]:
     """Return how far scores lie from the exact ones, in standard errors, and how often a significant sign is wrong."""
-    actual = exact.rows * exact.norms[:, None]
-    truth = (actual[exact.num_train :] / (exact.eigenvalues + ridge)) @ actual[: exact.num_train].T
-    scorer = make_scorer(audited, ridge)
+    scorer = make_scorer(audited, exact.ridge)
     top = top_scores(scorer, audited.store, audited.query_rows, TOP_K)
     top = top[top["significant"]]
-    signs = truth[as_index(top["query"]), as_index(top["row"])].sign().numpy()
+    signs = exact.scores[as_index(top["query"]), as_index(top["row"])].sign().numpy()
     train = torch.from_numpy(np.load(audited.store.path)[:NUM_TRAIN_SCORED]).double()
     scores, errors = scorer.of(slice(0, NUM_QUERIES_SCORED)).scores(train)
-    z = (scores - truth[:NUM_QUERIES_SCORED, :NUM_TRAIN_SCORED]) / errors
+    z = (scores - exact.scores[:NUM_QUERIES_SCORED, :NUM_TRAIN_SCORED]) / errors
     return {
         "z_std": z.std().item(),
         "coverage": (z.abs() < 1.96).double().mean().item(),
