@@ -32,7 +32,7 @@ def add_gram(gram: Tensor, rows: Tensor, weight: float = 1.0) -> None:
         gram[part, before].addmm_(exact[part], exact[before].T, alpha=weight)
 
 
-def add_gram_of_columns(gram: Tensor, matrix: Tensor, weight: float = 1.0, chunk: int = 4096) -> None:
+def add_gram_of_columns(gram: Tensor, matrix: Tensor, weight: float = 1.0, chunk: int = 2048) -> None:
     """Add w MᵀM of (m, N) M to the lower triangle of (N, N) float64 `gram`, `chunk` rows at a time."""
     # memory for all chunks: new pages cost more than the conversion
     exact = gram.new_empty(len(gram), min(chunk, len(matrix)))
@@ -44,18 +44,21 @@ def add_gram_of_columns(gram: Tensor, matrix: Tensor, weight: float = 1.0, chunk
         add_gram(gram, exact[:, : len(used)].copy_(used.T), weight)
 
 
-def gram_of_columns(matrix: Tensor, chunk: int = 4096) -> Tensor:
+def gram_of_columns(matrix: Tensor, chunk: int = 2048) -> Tensor:
     """Return the lower triangle of the (N, N) float64 Gram matrix of the columns of (m, N), `chunk` rows at a time."""
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64, device=matrix.device)
     add_gram_of_columns(gram, matrix, chunk=chunk)
     return gram
 
 
-def gram_of_upper_trapezoid(rows: Tensor) -> Tensor:
-    """Return the lower triangle of R Rᵀ for an upper trapezoidal (r, N) float64 R, at a sixth of the dense cost."""
-    gram = torch.zeros(len(rows), len(rows), dtype=rows.dtype, device=rows.device)
+def gram_of_upper_trapezoid(rows: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the lower triangle of R Rᵀ for an upper trapezoidal (r, N) float64 R, at a sixth of the dense cost.
+
+    `out` is an (r, r) float64 matrix to write it to; what stands above its diagonal afterwards is not defined.
+    """
+    gram = torch.zeros(len(rows), len(rows), dtype=rows.dtype, device=rows.device) if out is None else out
     for part, before in panels(len(rows)):
-        gram[part, before].addmm_(rows[part, part.start :], rows[before, part.start :].T)
+        gram[part, before].addmm_(rows[part, part.start :], rows[before, part.start :].T, beta=0)
     return gram
 
 

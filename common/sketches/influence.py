@@ -115,10 +115,11 @@ def problem_from_projection(projected: Tensor, norms: Tensor, num_train: int, ve
         order = longest_first(norms, num_train)
         gram = gram_of_columns(projected[:, order])
         return problem_from_gram(gram, norms[order], num_train, vectors.index_select(1, order))
-    rows = projected.T.double()
+    rows = norms.new_empty(projected.shape).copy_(projected).T
+    known = vectors @ rows
     fisher = rows.new_zeros(len(projected), len(projected))
-    add_gram(fisher, (rows[:num_train] * norms[:num_train, None]).T)
-    return SketchedProblem(fisher / num_train, vectors @ rows)
+    add_gram(fisher, rows[:num_train].mul_(norms[:num_train, None]).T)
+    return SketchedProblem(fisher.div_(num_train), known)
 
 
 def longest_first(norms: Tensor, num_train: int) -> Tensor:
@@ -135,7 +136,8 @@ def problem_from_gram(gram: Tensor, norms: Tensor, num_train: int, vectors: Tens
     dependent, it is any basis of their span. See `problem_from_projection` for the other arguments.
 
     Args:
-        gram: (N, N) float64 inner products of projected unit rows, `longest_first`; only the lower triangle is read.
+        gram: (N, N) float64 inner products of projected unit rows, `longest_first`; only the lower triangle is read,
+            and all of it may be overwritten.
         norms: (N,) float64.
         num_train: n.
         vectors: (v, N) float64.
@@ -144,10 +146,8 @@ def problem_from_gram(gram: Tensor, norms: Tensor, num_train: int, vectors: Tens
     weights = torch.cat([norms[:num_train], torch.zeros_like(norms[num_train:])]) / num_train**0.5
     rows = coordinates_as_they_stand(gram)
     if rows is not None:
-        known = vectors @ rows
-        return SketchedProblem(
-            gram_of_upper_trapezoid(rows.mul_(weights[:, None]).T), known, _tail_lengths(gram, weights)
-        )
+        known, tails = vectors @ rows, _tail_lengths(gram, weights)
+        return SketchedProblem(gram_of_upper_trapezoid(rows.mul_(weights[:, None]).T, out=gram), known, tails)
     _, rows = coordinates(gram)
     fisher = gram_of_columns(rows * weights[:, None])
     return SketchedProblem(fisher, vectors @ rows)

@@ -55,6 +55,9 @@ def test_the_zeros_of_a_trapezoid_are_not_missed(width):
     rows = normal(2, 30, width).triu()
     found = gram.gram_of_upper_trapezoid(rows)
     torch.testing.assert_close(found.tril(), dense(rows).tril(), rtol=0, atol=width * ROUNDING)
+    used = torch.full((30, 30), torch.nan, dtype=torch.float64)
+    assert gram.gram_of_upper_trapezoid(rows, out=used) is used
+    assert torch.equal(used.tril(), found.tril())
 
 
 def test_mirroring_keeps_the_lower_triangle_and_the_diagonal():

@@ -161,6 +161,16 @@ def test_short_gradients_are_not_factored_where_they_weigh_nothing_and_scores_st
     assert factored[-1] < factored[0] < n
 
 
+@pytest.mark.parametrize("m", [5, 40])
+def test_what_was_projected_is_left_as_it_was(m):
+    """With m below and above N, and float64, where no conversion makes a copy."""
+    projected, norms, weights = normal(13, m, 20), torch.arange(1.0, 21).double(), torch.eye(20, dtype=torch.float64)
+    before = projected.clone()
+    first = problem_from_projection(projected, norms, 15, weights).whitened(0.1)
+    assert torch.equal(projected, before)
+    assert torch.equal(problem_from_projection(projected, norms, 15, weights).whitened(0.1), first)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_near_copies_of_gradients_in_few_directions_do_not_spoil_the_scores(seed):
     """Rank 300 of 480 rows, 60 of them near copies. Pivoting inside blocks alone: 1e-3 off here, elsewhere half."""
