@@ -79,7 +79,8 @@ def _run(func, args, kwargs):
     if changed is not None:
         return changed
     among_them = any(isinstance(leaf, PretendedTensor) for leaf in tree_leaves((args, kwargs)))
-    if func is aten._to_copy.default and device is not None:
+    # with a dtype it is the derivative of a conversion, which autograd takes back to where it takes the tensor to be
+    if func is aten._to_copy.default and device is not None and kwargs.get("dtype") is None:
         pretended = torch.device(device).type == "cuda"
     else:  # compiled code that asks for a tensor like another one sees that the other is in RAM
         pretended = among_them or (device is not None and torch.device(device).type == "cuda")

@@ -123,6 +123,8 @@ def plan_gradients(
 
     checked = check_routes(model, workload.loss, examples, batch_size, name_sample)
     print(f"gradients: {checked.describe(len(examples))}")
+    if line := checked.describe_rounding(name_sample):
+        print(f"gradients: {line}")
     plan = GradientPlan(workload, model, parts, examples, checked, batch_size, "", dtype, device, last_samples)
     if offload is None:
         stored = checked.routes.one_at_a_time or dtype != torch.float32 or (prefer_stored and not _is_compact(plan))

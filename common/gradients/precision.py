@@ -1,14 +1,14 @@
-"""The precision in which gradients are computed: float32 at least, whatever the model is stored in."""
+"""The precision of gradients: float32 at least, whatever the model is stored in, and float64 in the loss."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.foundations.errors import first_line
 from common.gradients.autocast import autocast_dtypes, without_autocast
 from common.gradients.one_at_a_time import one_gradient
-from common.workloads.precision import in_dtype
+from common.workloads.precision import LossInFloat64, in_dtype
 from common.workloads.records import Examples, Loss, map_tensors
 from common.workloads.running import trainable_parameters
 
@@ -18,14 +18,34 @@ HALF = (torch.float16, torch.bfloat16)
 def attributed(
     model: nn.Module, loss: Loss, examples: Examples, device: torch.device
 ) -> tuple[nn.Module, Loss, Examples]:
-    """Return the model, the loss and the samples whose gradients are computed: themselves, or without 16-bit numbers.
+    """Return the model, the loss and the samples whose gradients are computed: without 16-bit numbers, where there are.
 
     A model that holds float16 or bfloat16 numbers anywhere (a frozen base, say) is copied to float32, in which they
     are exact, and a model or a loss that switches to 16 bits with torch.autocast gives way to one that does not; one
-    line says so, or that the model does not run so.
+    line says so, or that the model does not run so. The loss is computed from outputs in float64, where it takes them:
+    softmax − 1 in float32 is nothing but rounding where a sample is fit to 1e-7.
     """
     model, examples = _without_halves(model, loss, examples, device)
-    return *_without_autocast(model, loss, examples.subset(slice(1)).to(device)), examples
+    one = examples.subset(slice(1)).to(device)
+    model, loss = _without_autocast(model, loss, one)
+    return model, _in_float64(model, loss, one), examples
+
+
+def _in_float64(model: nn.Module, loss: Loss, one: Examples) -> Loss:
+    try:
+        _differentiate(model, loss, one)
+    except Exception:  # what fails on a sample is said where its gradient is computed
+        return loss
+    exact = LossInFloat64(loss)
+    try:
+        _differentiate(model, exact, one)
+    except Exception as error:  # a loss may have float32 numbers of its own
+        print(
+            f"gradients: the loss is computed in the precision of the model's outputs, because it does not run in "
+            f"float64 ({first_line(error)})"
+        )
+        return loss
+    return exact
 
 
 def _without_halves(
@@ -90,5 +110,5 @@ def _has_float64(model: nn.Module) -> bool:
     return any(p.dtype == torch.float64 for p in trainable_parameters(model).values())
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
+def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor

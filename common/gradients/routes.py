@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,6 +19,7 @@ from common.gradients.verification import (
     in_float64,
     mixing_in_a_crowd,
     mixing_samples,
+    relative_difference,
     representative,
     with_every_gradient,
     wrong_parameters,
@@ -26,6 +27,8 @@ from common.gradients.verification import (
 from common.workloads.records import Examples, Loss
 from common.workloads.running import MIXED, RANDOM, draws_random_numbers
 
+ROUNDED = 0.01
+"""Difference of a gradient to that in float64, relative to its length, from which on it is said."""
 SampleName = Callable[[int], str]
 """Row of a sample -> how messages call it."""
 
@@ -48,6 +51,19 @@ class CheckedRoutes:
     """What the gradient of one sample takes in a batch of the size asked for, judged by two small ones."""
     num_parameters: int
     """Trained parameters (tensors)."""
+    rounding: dict[int, float] = field(default_factory=dict)
+    """Sample -> how far its gradient is from that in float64, relative to the length; empty: not compared."""
+
+    def describe_rounding(self, name_sample: SampleName) -> str | None:
+        """Return in one line how far gradients are from those in float64; None: not further than `ROUNDED`."""
+        rounded = {row: error for row, error in self.rounding.items() if error > ROUNDED}
+        if not rounded:
+            return None
+        worst = max(rounded, key=lambda row: rounded[row])
+        return (
+            f"float32 arithmetic moves {len(rounded)} of {len(self.rounding)} compared by more than {ROUNDED:.0%} of "
+            f"their length, that of {name_sample(worst)} by {rounded[worst]:.2g} lengths: give a float64 model"
+        )
 
     def describe(self, num_samples: int) -> str:
         """Return in one line how many parameters take which step, why, and the time expected for all samples."""
@@ -95,11 +111,14 @@ def check_routes(
     reference, unseen = with_every_gradient(own, reference, batch_size)
     rows = torch.tensor(sorted(reference))
     routes = _first_routes(own, rows)
-    other = [] if exact is None or exact is own else [exact]
+    rounding: dict[int, float] = {}
     # which samples share a batch is a matter of the route, not of the precision: one of them is asked
-    for subject, parts in zip([*other, own], [[rows, rows[1::2].flip(0)], [rows]], strict=False):
-        known = reference if subject is own else dict(zip(rows.tolist(), subject.one_by_one(rows), strict=True))
-        routes = _corrected(subject, routes, parts, known, name_sample)
+    parts = [[rows, rows[1::2].flip(0)], [rows]]
+    if exact is not None and exact is not own:
+        known = dict(zip(rows.tolist(), exact.one_by_one(rows), strict=True))
+        rounding = {row: relative_difference(reference[row], known[row]) for row in known}
+        routes = _corrected(exact, routes, parts.pop(0), known, name_sample)
+    routes = _corrected(own, routes, parts[0], reference, name_sample)
     seconds = _sample_seconds(own, routes, rows, min(batch_size, len(examples)))
     return CheckedRoutes(
         routes,
@@ -109,6 +128,7 @@ def check_routes(
         time.perf_counter() - start,
         seconds,
         len(own.parameters),
+        rounding,
     )
 
 

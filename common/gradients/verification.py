@@ -97,6 +97,13 @@ def in_float64(subject: Subject, row: int) -> Subject | None:
     return exact
 
 
+def relative_difference(gradient: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """Return the distance of one sample's gradient to an exact one, relative to the length of that; 0 for no length."""
+    length = torch.stack([part.norm() for part in exact.values()]).norm().item()
+    change = torch.stack([(gradient[name].double() - part).norm() for name, part in exact.items()]).norm().item()
+    return change / length if length else 0.0
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Give constants that a model makes, such as the first state of a recurrent layer, its own dtype."""

@@ -111,7 +111,7 @@ def load_ground_truth(
             f"got {num_subsets} subsets and {len(workload.train)} samples"
         )
     group_size = GROUP_SIZE if training.can_train_together(workload) else 1
-    made_by = {**describe(workload), "group_size": group_size}
+    made_by = {**describe(workload), "group_size": group_size, "losses": "float64"}
     folder = workload_folder(workload, benchmark_dir)
     groups = [range(start, start + group_size) for start in range(0, num_subsets, group_size)]
     if not ranks.first(lambda: _is_complete(folder, made_by, groups)):

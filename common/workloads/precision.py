@@ -1,4 +1,4 @@
-"""A model and its samples in another floating-point precision."""
+"""A model, its samples and its loss in another floating-point precision."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from common.workloads.records import Examples, map_tensors
+from common.workloads.records import Examples, Loss, map_tensors
+
+
+class LossInFloat64:
+    """A loss that is given outputs in float64, of a model in any precision.
+
+    −log p and its derivative p − 1 are nothing but rounding in float32 where a sample is fit to 1e-7; in float64 they
+    have the digits that the outputs have.
+    """
+
+    def __init__(self, loss: Loss):
+        self._loss = loss
+
+    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the (B,) losses."""
+        return self._loss(tree_map(_doubled, outputs), targets)
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -53,6 +68,10 @@ def _can_be_copied(value: object) -> bool:
 def match_inputs(examples: Examples, dtype: torch.dtype) -> Examples:
     """Return the samples with floating-point inputs and targets in `dtype`, complex ones in its twin, others as is."""
     return Examples(map_tensors(partial(_cast, dtype=dtype), examples.inputs), _cast(examples.targets, dtype))
+
+
+def _doubled(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

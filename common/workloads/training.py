@@ -16,6 +16,7 @@ from tqdm import tqdm
 from common.foundations.errors import UserError
 from common.foundations.seeds import derive_seed, isolated_rng
 from common.foundations.tensor_files import dense_parts, on_cpu
+from common.workloads.precision import LossInFloat64
 from common.workloads.records import Examples, Inputs, TrainingRecipe, Workload
 from common.workloads.running import complete, run_model, without_graph
 from common.workloads.samples import sample_without_gradient
@@ -166,8 +167,14 @@ def can_train_together(workload: Workload) -> bool:
 def evaluate_losses(
     workload: Workload, model: nn.Module, examples: Examples, device: torch.device | str, batch_size: int = 512
 ) -> Tensor:
-    """Return the (N,) float32 losses of `examples` under `model` (left in eval mode on `device`), on the CPU."""
-    return _evaluate(workload.loss, model, examples, device, batch_size).float()
+    """Return the (N,) float32 losses of `examples` under `model` (left in eval mode on `device`), on the CPU.
+
+    Computed in float64 where the loss runs in it: in float32 those of samples that are fit are 0, and have no ranks.
+    """
+    try:
+        return _evaluate(LossInFloat64(workload.loss), model, examples, device, batch_size).float()
+    except Exception:  # a loss may have float32 numbers of its own; what fails in float32 too is raised there
+        return _evaluate(workload.loss, model, examples, device, batch_size).float()
 
 
 def evaluate_accuracy(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -7,6 +8,7 @@ from common.gradients.one_at_a_time import sample_gradients
 from common.gradients.planning import compute_gradients, plan_gradients
 from common.gradients.precision import attributed
 from common.workloads.losses import cross_entropy
+from common.workloads.precision import LossInFloat64
 from common.workloads.records import Examples, Workload
 from tests.reference_gradients import one_by_one_gradients
 
@@ -31,7 +33,47 @@ def samples(dtype=torch.float32):
 
 def test_a_model_without_sixteen_bit_numbers_is_taken_as_it_is(capsys):
     model, examples = Adapter(torch.float32), samples()
-    assert attributed(model, cross_entropy, examples, CPU) == (model, cross_entropy, examples)
+    found, _, same = attributed(model, cross_entropy, examples, CPU)
+    assert found is model
+    assert same is examples
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("gap", [5.0, 15.0, 20.0, 25.0])
+def test_gradients_of_samples_that_are_fit_have_their_digits(gap):
+    """Cross-entropy of logits (gap, 1, 0): in float32 the derivative by the first is 0 from a gap of 18 on."""
+    model = nn.Linear(2, 3, bias=False).eval()
+    model.weight.data = torch.tensor([[gap, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    examples = Examples(torch.tensor([[1.0, 0.5]]), torch.tensor([0]))
+    workload = Workload("fit", lambda: model, examples, examples, cross_entropy, None)
+    plan = plan_gradients(workload, model, [("training", examples)], 8, "cpu", torch.float32, CPU)
+    found = compute_gradients(plan)
+    (row,) = (block[0].double() for _, block in found.unit_blocks())
+    others = torch.exp(torch.tensor([1 - gap, -gap], dtype=torch.float64))
+    others /= 1 + others.sum()
+    expected = torch.outer(torch.cat([-others.sum()[None], others]), examples.inputs[0].double()).flatten()
+    torch.testing.assert_close(row * found.norms[0], expected, rtol=1e-5, atol=0)
+
+
+def test_a_loss_with_float32_numbers_of_its_own_is_left_as_it_is_and_said(capsys):
+    own = torch.eye(3)
+
+    def loss(outputs, targets):
+        return cross_entropy(outputs @ own, targets)
+
+    assert attributed(nn.Linear(4, 3), loss, samples(), CPU)[1] is loss
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "gradients: the loss is computed in the precision of the model's outputs, because it does not run in float64 ("
+    )
+    assert said.count("\n") == 1
+
+
+def test_a_loss_that_fails_in_any_precision_is_left_for_where_it_is_said(capsys):
+    def loss(outputs, targets):
+        raise ValueError("never")
+
+    assert attributed(nn.Linear(4, 3), loss, samples(), CPU)[1] is loss
     assert capsys.readouterr().out == ""
 
 
@@ -108,7 +150,7 @@ def test_autocast_in_the_forward_pass_is_left_out_and_said(capsys):
         "gradients: autocast to bfloat16 in model and loss is left out; all arithmetic is that of the parameters\n"
     )
     rows = sample_gradients(found, loss, examples, list(found.parameters()))
-    expected = sample_gradients(plain, cross_entropy, examples, list(plain.parameters()))
+    expected = sample_gradients(plain, LossInFloat64(cross_entropy), examples, list(plain.parameters()))
     assert all(torch.equal(row, other) for row, other in zip(rows, expected, strict=True))
     assert model(examples.inputs).ne(plain(examples.inputs)).any()
 

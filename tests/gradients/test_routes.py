@@ -11,6 +11,7 @@ from common.gradients.planning import compute_gradients, plan_gradients
 from common.gradients.routes import check_routes, drop
 from common.gradients.verification import Mismatch
 from common.workloads.losses import cross_entropy
+from common.workloads.precision import match_inputs
 from common.workloads.records import Examples
 from tests.gradient_cases import CPU, SelectedAndConcealed
 from tests.layer_kinds import LAYER_BY_LAYER, LOOKUPS, make_kind
@@ -166,6 +167,38 @@ def test_where_vmap_cannot_run_the_model_layers_are_followed_on_single_samples_a
         "2 parameters layer by layer, followed on single samples (torch.func.vmap cannot run the model (vmap: "
     )
     assert "), 1 one sample at a time (scale: no call that uses it is seen); about " in checked.describe(60)
+
+
+class Cancelling(nn.Module):
+    """Adds a large number and subtracts it again: float32 keeps three digits of what a sample adds, or none."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x):
+        outputs = self.layer(x)
+        large = torch.where(x[:, :1] > 2, 1e9, 1e4).to(outputs.dtype)
+        return (outputs + large) - large
+
+
+def test_gradients_that_float32_rounds_away_are_counted_and_the_worst_is_named():
+    examples = samples()
+    examples.inputs[:, 0] = 0
+    assert check_routes(seeded(Cancelling), cross_entropy, examples).describe_rounding("sample {}".format) is None
+    examples.inputs[0, 0] = 3
+    checked = check_routes(seeded(Cancelling), cross_entropy, examples)
+    assert checked.rounding.keys() == set(checked.rows)
+    said = checked.describe_rounding("sample {}".format)
+    error = checked.rounding[0]
+    assert error > 0.05
+    assert said == (
+        f"float32 arithmetic moves 1 of {len(checked.rows)} compared by more than 1% of their length, that of sample 0 "
+        f"by {error:.2g} lengths: give a float64 model"
+    )
+    assert (
+        check_routes(seeded(Cancelling).double(), cross_entropy, match_inputs(examples, torch.float64)).rounding == {}
+    )
 
 
 def test_a_mismatch_on_single_samples_has_no_step_in_between():

@@ -16,6 +16,7 @@ from common.gradients.verification import (
     in_float64,
     mixing_in_a_crowd,
     mixing_samples,
+    relative_difference,
     representative,
     with_every_gradient,
     wrong_parameters,
@@ -288,6 +289,13 @@ class Insists(nn.Linear):
 def test_a_model_that_insists_on_float32_has_no_twin_in_float64():
     examples = planted.subject(torch.float32).examples
     assert in_float64(Subject(Insists(5, 3).eval(), cross_entropy, examples, torch.float32), 0) is None
+
+
+def test_the_difference_of_gradients_is_relative_to_the_length_of_the_whole_exact_one():
+    exact = {"a": torch.tensor([3.0, 0.0]).double(), "b": torch.tensor([[4.0]]).double()}
+    off = {"a": torch.tensor([3.0, 0.3]), "b": torch.tensor([[4.4]])}
+    assert relative_difference(off, exact) == pytest.approx(0.1, rel=1e-6)
+    assert relative_difference(off, {name: torch.zeros_like(part) for name, part in exact.items()}) == 0
 
 
 def test_constants_have_the_dtype_of_the_model_inside_the_block_alone():

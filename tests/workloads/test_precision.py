@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.workloads.precision import copied, in_dtype, match_inputs
+from common.workloads.precision import LossInFloat64, copied, in_dtype, match_inputs
 from common.workloads.records import Examples
 
 
@@ -69,3 +69,15 @@ def test_a_model_with_a_compressed_sparse_matrix_can_be_copied():
     copy = in_dtype(model, torch.float64)
     assert torch.equal(copy.links.to_dense(), torch.eye(3, dtype=torch.float64))
     assert copied(model).links is not model.links
+
+
+def test_a_loss_gets_all_floating_point_outputs_in_float64_whatever_holds_them():
+    outputs = {"logits": torch.ones(2, 3), "ids": torch.tensor([1, 2]), "parts": (torch.ones(2).bfloat16(), None, "a")}
+
+    def loss(seen, targets):
+        assert seen["logits"].dtype == seen["parts"][0].dtype == torch.float64
+        assert seen["ids"].dtype == torch.int64
+        assert seen["parts"][1:] == (None, "a")
+        return seen["logits"].sum(1) + targets
+
+    assert torch.equal(LossInFloat64(loss)(outputs, torch.tensor([1, 2])), torch.tensor([4.0, 5.0]).double())

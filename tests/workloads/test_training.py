@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from common.foundations.errors import UserError
+from common.workloads.losses import cross_entropy
 from common.workloads.records import Examples, TrainingRecipe
 from common.workloads.training import (
     can_train_together,
@@ -165,6 +166,29 @@ def test_losses_equal_those_of_one_sample_at_a_time_in_eval_mode(batch_size):
         for i in range(len(workload.test)):
             one = workload.test.subset(slice(i, i + 1))
             torch.testing.assert_close(losses[i : i + 1], workload.loss(model(one.inputs), one.targets))
+
+
+class Sure(nn.Module):
+    """Is sure of class 0, of some samples to 1e-9: nothing of that is left of 1 in float32."""
+
+    def forward(self, inputs):
+        return nn.functional.pad(inputs[:, :1], (0, 2))
+
+
+def test_losses_of_samples_that_are_fit_have_their_digits():
+    margins = torch.tensor([5.0, 15.0, 17.0, 20.0])
+    examples = Examples(margins[:, None], torch.zeros(4, dtype=torch.int64))
+    losses = evaluate_losses(tiny_workload(Sure), Sure(), examples, "cpu")
+    torch.testing.assert_close(losses.double(), torch.log1p(2 * torch.exp(-margins.double())), rtol=1e-6, atol=0)
+
+
+def test_losses_that_have_float32_numbers_of_their_own_are_computed_in_float32():
+    own = torch.eye(3)
+    workload = tiny_workload(loss=lambda outputs, targets: cross_entropy(outputs @ own, targets))
+    model = fresh_model(workload, 0).eval()
+    losses = evaluate_losses(workload, model, workload.test, "cpu")
+    with torch.no_grad():
+        assert torch.equal(losses, cross_entropy(model(workload.test.inputs), workload.test.targets))
 
 
 def test_accuracy_is_the_share_of_correct_samples_and_none_without_the_notion():
