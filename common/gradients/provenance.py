@@ -94,6 +94,7 @@ def _probe(plan: GradientPlan) -> tuple[list[str], list[str]]:
 def _code_fingerprint() -> str:
     """Return the sha256 (hex) of the source files that compute and keep gradients and geometry."""
     here = Path(__file__).parent
-    sketches = here.parent / "sketches"
-    sources = [*sorted(here.glob("*.py")), sketches / "basis.py", sketches / "geometry.py", sketches / "cache.py"]
+    sketches, losses = here.parent / "sketches", here.parent / "workloads" / "precision.py"
+    sources = [*sorted(here.glob("*.py")), losses]
+    sources += [sketches / "basis.py", sketches / "geometry.py", sketches / "cache.py"]
     return hashlib.sha256(" ".join(storage.file_checksum(path) for path in sources).encode()).hexdigest()

@@ -13,12 +13,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from common.workloads.records import Examples, Loss, map_tensors
 
+MOST_OUTPUTS = 2**20
+"""Numbers a sample up to which outputs are converted: 8 MB in float64, of which a loss may hold several at once."""
+
 
 class LossInFloat64:
-    """A loss that is given outputs in float64, of a model in any precision.
+    """A loss that is given outputs in float64, of a model in any precision, where they are not too many.
 
     −log p and its derivative p − 1 are nothing but rounding in float32 where a sample is fit to 1e-7; in float64 they
-    have the digits that the outputs have.
+    have the digits that the outputs have. Outputs of more than `MOST_OUTPUTS` numbers a sample, the logits of long
+    texts, stay as they are: there are words among them that are not fit, and have most of the gradient.
     """
 
     def __init__(self, loss: Loss):
@@ -26,6 +30,9 @@ class LossInFloat64:
 
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the (B,) losses."""
+        numbers = sum(leaf.numel() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+        if numbers > MOST_OUTPUTS * len(targets):
+            return self._loss(outputs, targets)
         return self._loss(tree_map(_doubled, outputs), targets)
 
 

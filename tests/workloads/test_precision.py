@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.workloads import precision
 from common.workloads.precision import LossInFloat64, copied, in_dtype, match_inputs
 from common.workloads.records import Examples
 
@@ -81,3 +82,12 @@ def test_a_loss_gets_all_floating_point_outputs_in_float64_whatever_holds_them()
         return seen["logits"].sum(1) + targets
 
     assert torch.equal(LossInFloat64(loss)(outputs, torch.tensor([1, 2])), torch.tensor([4.0, 5.0]).double())
+
+
+def test_outputs_of_too_many_numbers_a_sample_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(precision, "MOST_OUTPUTS", 6)
+    seen = []
+    loss = LossInFloat64(lambda outputs, targets: seen.append(outputs.dtype) or targets)
+    for shape in ((2, 6), (2, 7), (1, 2, 3), (1, 7)):
+        loss(torch.ones(shape), torch.zeros(shape[0]))
+    assert seen == [torch.float64, torch.float32, torch.float64, torch.float32]
