@@ -18,7 +18,7 @@ MOST_OUTPUTS = 2**20
 
 
 class LossInFloat64:
-    """A loss that is given outputs in float64, of a model in any precision, where they are not too many.
+    """A loss that is given outputs and targets in float64, of a model in any precision, where they are not too many.
 
     −log p and its derivative p − 1 are nothing but rounding in float32 where a sample is fit to 1e-7; in float64 they
     have the digits that the outputs have. Outputs of more than `MOST_OUTPUTS` numbers a sample, the logits of long
@@ -33,7 +33,7 @@ class LossInFloat64:
         numbers = sum(leaf.numel() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
         if numbers > MOST_OUTPUTS * len(targets):
             return self._loss(outputs, targets)
-        return self._loss(tree_map(_doubled, outputs), targets)
+        return self._loss(tree_map(_doubled, outputs), _doubled(targets))
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.workloads import precision
@@ -82,6 +84,17 @@ def test_a_loss_gets_all_floating_point_outputs_in_float64_whatever_holds_them()
         return seen["logits"].sum(1) + targets
 
     assert torch.equal(LossInFloat64(loss)(outputs, torch.tensor([1, 2])), torch.tensor([4.0, 5.0]).double())
+
+
+@pytest.mark.parametrize(
+    "loss", [F.binary_cross_entropy_with_logits, F.mse_loss, F.huber_loss, F.smooth_l1_loss, F.l1_loss]
+)
+def test_losses_of_targets_that_are_no_integers_run_in_float64(loss):
+    outputs, targets = torch.tensor([2.0, -1.0, 20.0], requires_grad=True), torch.tensor([1.0, 0.0, 1.0])
+    LossInFloat64(partial(loss, reduction="none"))(outputs, targets).sum().backward()
+    exact = outputs.detach().double().requires_grad_()
+    loss(exact, targets.double(), reduction="none").sum().backward()
+    torch.testing.assert_close(outputs.grad.double(), exact.grad, rtol=1e-6, atol=0)
 
 
 def test_outputs_of_too_many_numbers_a_sample_stay_as_they_are(monkeypatch):
