@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.gradients.lengths import gradient_length
 from common.gradients.row_checks import flat_gradient, order, rounding
 from common.gradients.verification import Subject, allowed_difference
 
@@ -60,4 +61,4 @@ def wrong_length(subject: Subject, rows: Sequence[int], norms: Tensor, seconds: 
 
 def _length(subject: Subject, row: int) -> Tensor:
     (gradient,) = subject.one_by_one(torch.tensor([row]))
-    return torch.stack([part.double().norm() for part in gradient.values()]).norm()
+    return gradient_length(gradient)

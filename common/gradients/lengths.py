@@ -1,4 +1,4 @@
-"""Lengths of float32 rows, summed in float64."""
+"""Lengths of gradients, summed in float64."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def row_lengths(rows: Tensor) -> Tensor:
     # on a CPU several times as fast as a norm with a dtype of its own, and without a float64 copy of all rows
     exact = rows.new_empty(rows.shape[1], dtype=torch.float64)
     return torch.stack([exact.copy_(row).dot(exact) for row in rows]).sqrt()
+
+
+def gradient_length(gradient: dict[str, Tensor]) -> Tensor:
+    """Return the length, a float64 scalar, of one gradient given as parameter name -> gradient."""
+    return torch.stack([part.double().norm() for part in gradient.values()]).norm()
 
 
 def inverse_lengths(lengths: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.foundations.errors import first_line
 from common.gradients.autocast import autocast_dtypes, without_autocast
@@ -32,20 +32,21 @@ def attributed(
 
 
 def _in_float64(model: nn.Module, loss: Loss, one: Examples) -> Loss:
+    exact = LossInFloat64(loss)
+    try:
+        _differentiate(model, exact, one)
+        return exact
+    except Exception as error:  # a loss may have float32 numbers of its own
+        reason = first_line(error)
     try:
         _differentiate(model, loss, one)
     except Exception:  # what fails on a sample is said where its gradient is computed
         return loss
-    exact = LossInFloat64(loss)
-    try:
-        _differentiate(model, exact, one)
-    except Exception as error:  # a loss may have float32 numbers of its own
-        print(
-            f"gradients: the loss is computed in the precision of the model's outputs, because it does not run in "
-            f"float64 ({first_line(error)})"
-        )
-        return loss
-    return exact
+    print(
+        f"gradients: the loss is computed in the precision of the model's outputs, because it does not run in "
+        f"float64 ({reason})"
+    )
+    return loss
 
 
 def _without_halves(
@@ -110,5 +111,5 @@ def _has_float64(model: nn.Module) -> bool:
     return any(p.dtype == torch.float64 for p in trainable_parameters(model).values())
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor

@@ -107,18 +107,18 @@ def check_routes(
     rows = representative(examples)
     reference = _plain_gradients(own, rows, name_sample)
     exact = own if own.dtype == torch.float64 else in_float64(own, int(rows[0]))
-    _require_independence(own, exact or own, rows, name_sample)
+    finest = exact or own
+    _require_independence(own, finest, rows, name_sample)
     reference, unseen = with_every_gradient(own, reference, batch_size)
     rows = torch.tensor(sorted(reference))
     routes = _first_routes(own, rows)
-    rounding: dict[int, float] = {}
+    known = reference if finest is own else dict(zip(rows.tolist(), finest.one_by_one(rows), strict=True))
     # which samples share a batch is a matter of the route, not of the precision: one of them is asked
-    parts = [[rows, rows[1::2].flip(0)], [rows]]
-    if exact is not None and exact is not own:
-        known = dict(zip(rows.tolist(), exact.one_by_one(rows), strict=True))
+    routes = _corrected(finest, routes, [rows, rows[1::2].flip(0)], known, name_sample)
+    rounding: dict[int, float] = {}
+    if finest is not own:
         rounding = {row: relative_difference(reference[row], known[row]) for row in known}
-        routes = _corrected(exact, routes, parts.pop(0), known, name_sample)
-    routes = _corrected(own, routes, parts[0], reference, name_sample)
+        routes = _corrected(own, routes, [rows], reference, name_sample)
     seconds = _sample_seconds(own, routes, rows, min(batch_size, len(examples)))
     return CheckedRoutes(
         routes,

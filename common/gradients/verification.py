@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.foundations.seeds import make_generator
 from common.gradients.layer_products import write_products
 from common.gradients.layer_shares import Capture, matrix_shape
+from common.gradients.lengths import gradient_length
 from common.gradients.one_at_a_time import gradients, one_gradient
 from common.workloads.precision import in_dtype, match_inputs
 from common.workloads.records import Examples, Loss
@@ -99,8 +100,8 @@ def in_float64(subject: Subject, row: int) -> Subject | None:
 
 def relative_difference(gradient: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
     """Return the distance of one sample's gradient to an exact one, relative to the length of that; 0 for no length."""
-    length = torch.stack([part.norm() for part in exact.values()]).norm().item()
-    change = torch.stack([(gradient[name].double() - part).norm() for name, part in exact.items()]).norm().item()
+    length = gradient_length(exact).item()
+    change = gradient_length({name: gradient[name].double() - part for name, part in exact.items()}).item()
     return change / length if length else 0.0
 
 
@@ -189,7 +190,7 @@ def wrong_parameters(
     subject: Subject,
 ) -> dict[str, Mismatch]:
     """Return the parameters whose captured gradients differ from the reference by more than rounding, worst sample."""
-    lengths = torch.stack([torch.stack([g.norm() for g in gradient.values()]).norm() for gradient in reference])
+    lengths = torch.stack([gradient_length(gradient) for gradient in reference])
     allowed = allowed_difference(lengths, subject.precision)
     wrong = {}
     for name in names:

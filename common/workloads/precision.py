@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from common.workloads.records import Examples, Loss, map_tensors
 
@@ -33,7 +33,8 @@ class LossInFloat64:
         numbers = sum(leaf.numel() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
         if numbers > MOST_OUTPUTS * len(targets):
             return self._loss(outputs, targets)
-        return self._loss(tree_map(_doubled, outputs), _doubled(targets))
+        exact = partial(_cast, dtype=torch.float64)
+        return self._loss(tree_map_only(Tensor, exact, outputs), exact(targets))
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -75,10 +76,6 @@ def _can_be_copied(value: object) -> bool:
 def match_inputs(examples: Examples, dtype: torch.dtype) -> Examples:
     """Return the samples with floating-point inputs and targets in `dtype`, complex ones in its twin, others as is."""
     return Examples(map_tensors(partial(_cast, dtype=dtype), examples.inputs), _cast(examples.targets, dtype))
-
-
-def _doubled(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from common.gradients.lengths import row_lengths, scale_to_unit_length
+from common.gradients.lengths import gradient_length, row_lengths, scale_to_unit_length
 
 
 def test_lengths_are_summed_in_float64():
@@ -11,6 +11,12 @@ def test_lengths_are_summed_in_float64():
     rows[:, 0] = 1.0
     exact = (1 + 10_000 * rows[0, 1].double() ** 2) ** 0.5
     torch.testing.assert_close(row_lengths(rows), exact.repeat(2), rtol=1e-14, atol=0)
+
+
+def test_the_length_of_a_gradient_is_that_of_all_its_parameters_together_summed_in_float64():
+    parts = {"weight": torch.full((100, 100), 1e-4), "bias": torch.tensor([1.0])}
+    exact = (1 + 10_000 * parts["weight"][0, 0].double() ** 2) ** 0.5
+    torch.testing.assert_close(gradient_length(parts), exact, rtol=1e-14, atol=0)
 
 
 def test_rows_of_any_length_are_scaled_to_one_and_zero_rows_stay_zero():
